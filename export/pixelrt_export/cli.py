@@ -1,0 +1,68 @@
+"""`pixelrt export`: joins the runtime's command line through the entry-point group `pixelrt.commands`."""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+
+import click
+
+PRECISIONS = click.Choice(["fp32", "fp16", "int8", "int4", "nf4"])
+
+
+@click.command()
+@click.argument("checkpoint", type=click.Path(path_type=Path))
+@click.argument("bundle", type=click.Path(path_type=Path))
+@click.option("--precision", type=PRECISIONS, default="fp32", show_default=True, help="Of the stored weights.")
+@click.option("--encoder", type=PRECISIONS, help="Precision of this stage alone.")
+@click.option("--language", type=PRECISIONS, help="Precision of this stage alone.")
+@click.option("--pixel-decoder", type=PRECISIONS, help="Precision of this stage alone.")
+@click.option(
+    "--vision-tower",
+    type=click.Path(path_type=Path),
+    help="Folder of the CLIP checkpoint, where it does not lie beside CHECKPOINT.",
+)
+def export(
+    checkpoint: Path,
+    bundle: Path,
+    precision: str,
+    encoder: str | None,
+    language: str | None,
+    pixel_decoder: str | None,
+    vision_tower: Path | None,
+) -> None:
+    """Turn a CHECKPOINT folder into a BUNDLE folder.
+
+    fp32 changes nothing; fp16 halves the bundle.
+    """
+    from pixelrt_export.export import export_bundle
+
+    stages = {"encoder": encoder, "language": language, "pixel_decoder": pixel_decoder}
+    start = time.perf_counter()
+    path = export_bundle(
+        checkpoint,
+        bundle,
+        precision=precision,
+        stages={stage: value for stage, value in stages.items() if value},
+        vision_tower=vision_tower,
+        progress=ProgressLine(),
+    )
+    size = sum(file.stat().st_size for file in path.iterdir())
+    click.echo(f"{path}  {size / 1e6:.1f} MB  {time.perf_counter() - start:.1f} s")
+    click.echo(f'next: pixelrt segment {path} IMAGE "Segment the ..."')
+
+
+class ProgressLine:
+    """One line on a terminal that is rewritten: what is written, how much of it, how long it will take."""
+
+    def __init__(self) -> None:
+        self.start = time.perf_counter()
+
+    def __call__(self, what: str, done: int, total: int) -> None:
+        if not sys.stderr.isatty():
+            return
+        seconds = time.perf_counter() - self.start
+        left = f"{seconds * (total - done) / done:5.0f} s left" if 0 < done < total else ""
+        line = f"{what:32.32} {done / 1e6:9.1f} of {total / 1e6:.1f} MB {left}"
+        click.echo(f"\r\x1b[2K{line}" + ("\r\x1b[2K" if what == "manifest.json" else ""), err=True, nl=False)

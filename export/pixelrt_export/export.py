@@ -1,0 +1,153 @@
+"""`export_bundle`: the steps every family shares.
+
+A bundle is written beside its destination and renamed when it is complete; a failed export leaves nothing.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pixelrt import __version__
+from pixelrt.bundle import MANIFEST, write_manifest
+from pixelrt.errors import InputError
+
+from pixelrt_export.checkpoint import Checkpoint
+from pixelrt_export.graph import Graph
+from pixelrt_export.families import family_of
+from pixelrt_export.weight_file import WeightFile
+
+STAGES = ("encoder", "language", "pixel_decoder")
+STORAGE = {"fp32": "float32", "fp16": "float16"}
+PLANNED = ("int8", "int4", "nf4")
+ACTIVATIONS = {"float32": "fp32", "float16": "fp16"}
+WEIGHTS = "weights.data"
+
+Progress = Callable[[str, int, int], None]  # what is being written, bytes done, bytes in all
+
+
+@dataclass
+class Sink:
+    """Where a family writes: graphs by name, the token table, the tokenizer, its part of the manifest."""
+
+    folder: Path
+    precision: Mapping[str, str]  # stage -> fp32 or fp16
+    weights: WeightFile
+    manifest: dict[str, Any] = field(default_factory=dict)
+    graphs: dict[str, Any] = field(default_factory=dict)
+    names: list[str] = field(default_factory=lambda: [WEIGHTS])
+
+    def graph(
+        self, name: str, stage: str, opset: int, build: Callable[[Graph], None], **about: str
+    ) -> None:
+        """Write graph `name` with fp32 and with fp16 activations over the same stored weights."""
+        files = []
+        for activations, suffix in ACTIVATIONS.items():
+            file = f"{name}.{suffix}.onnx"
+            storage = STORAGE[self.precision[stage]]
+            g = Graph(name, self.weights, activations=activations, storage=storage, opset=opset)
+            build(g)
+            g.save(self.folder / file)
+            files.append({"file": file, "activations": activations})
+            self.names.append(file)
+        self.graphs[name] = {
+            "stage": stage, "opset": opset, **about, "inputs": g.inputs, "outputs": g.outputs, "files": files
+        }
+
+    def text(self, name: str, text: str) -> None:
+        (self.folder / name).write_text(text, encoding="utf-8")
+        self.names.append(name)
+
+    def token_table(self, rows: np.ndarray) -> None:
+        """`embeddings.bin`: the token table (V, H) in 16 bits, or in 32 where 16 would change a value of it."""
+        dtype, stored = sixteen_bits(rows, self.precision["language"])
+        stored.tofile(self.folder / "embeddings.bin")
+        self.names.append("embeddings.bin")
+        self.manifest["embeddings"] = {"file": "embeddings.bin", "dtype": dtype, "shape": list(rows.shape)}
+
+
+def sixteen_bits(rows: np.ndarray, precision: str) -> tuple[str, np.ndarray]:
+    """The narrowest faithful form of a token table: (dtype name, array to write).
+
+    bfloat16 stays as it is. fp32 rows become float16 where that is exact, or where precision fp16 asks for it.
+    """
+    if rows.dtype.name == "bfloat16":
+        return "bfloat16", rows.view(np.uint16)
+    with np.errstate(over="ignore"):
+        half = rows.astype(np.float16)
+    exact = bool((half.astype(np.float32) == rows.astype(np.float32)).all())
+    if exact or (precision != "fp32" and np.isfinite(half).all()):
+        return "float16", half
+    return "float32", rows.astype(np.float32)
+
+
+def export_bundle(
+    checkpoint: str | Path,
+    bundle: str | Path,
+    *,
+    precision: str = "fp32",
+    stages: Mapping[str, str] | None = None,
+    vision_tower: str | Path | None = None,
+    progress: Progress = lambda what, done, total: None,
+) -> Path:
+    """Export a checkpoint folder to a bundle folder and return the bundle's path.
+
+    precision: of the stored weights, fp32 (changes nothing) or fp16. stages: `encoder`, `language` or
+    `pixel_decoder` -> a precision of its own. vision_tower: the CLIP folder, where it does not lie beside the
+    checkpoint. An existing bundle at the destination is replaced once the new one is complete; any other folder
+    there is left alone. Raises InputError.
+    """
+    target = Path(bundle)
+    chosen = {stage: (stages or {}).get(stage) or precision for stage in STAGES}
+    for stage, wanted in chosen.items():
+        _check_precision(stage, wanted)
+    _check_target(target)
+    opened = Checkpoint.open(Path(checkpoint))
+    family = family_of(str(opened.config.get("model_type")))
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial = target.with_name(f".{target.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir()
+    try:
+        total = sum(opened.files().values())  # of the checkpoint; close enough for an estimate of time left
+        with WeightFile(partial / WEIGHTS, lambda name, size: progress(name, size, total)) as weights:
+            sink = Sink(partial, chosen, weights)
+            family.write_bundle(opened, sink, None if vision_tower is None else Path(vision_tower))
+        progress(MANIFEST, total, total)
+        head = {"name": target.name, "created_by": f"pixelrt {__version__}", "precision": chosen}
+        write_manifest(partial, {**head, **sink.manifest, "graphs": sink.graphs}, sink.names)
+        _replace(target, partial)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+    return target
+
+
+def _check_precision(stage: str, precision: str) -> None:
+    if precision in PLANNED:
+        raise InputError(
+            f"--precision {precision} is planned but not in this release. Choose one of: {', '.join(STORAGE)}."
+        )
+    if precision not in STORAGE:
+        raise InputError(f"{stage} has precision {precision!r}. Choose one of: {', '.join(STORAGE)}.")
+
+
+def _check_target(target: Path) -> None:
+    if target.exists() and not (target / MANIFEST).is_file() and not (target.is_dir() and not any(target.iterdir())):
+        raise InputError(
+            f"{target} exists and is not a bundle; export does not overwrite it. Give another folder."
+        )
+
+
+def _replace(target: Path, partial: Path) -> None:
+    """Put the finished folder in place; an older bundle goes only once the new one is there."""
+    old = target.with_name(f".{target.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    if target.exists():
+        target.rename(old)
+    partial.rename(target)
+    shutil.rmtree(old, ignore_errors=True)

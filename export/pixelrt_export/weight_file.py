@@ -1,0 +1,89 @@
+"""One weight file for all graphs of a bundle.
+
+Every graph names the tensors it needs; the first one to ask writes the tensor, the others get the same offset.
+A tensor is made only when it is written, so export never holds more than one of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+
+import ml_dtypes
+import numpy as np
+import onnx
+
+ALIGNMENT = 4096  # a page: ONNX Runtime maps external tensors only at page boundaries
+
+ONNX_DTYPES: dict[str, int] = {
+    "float32": onnx.TensorProto.FLOAT,
+    "float16": onnx.TensorProto.FLOAT16,
+    "int64": onnx.TensorProto.INT64,
+    "bool": onnx.TensorProto.BOOL,
+}
+
+
+@dataclass(frozen=True)
+class Slot:
+    """Where one tensor lies in the weight file."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    offset: int
+    length: int
+
+
+class WeightFile:
+    """Append-only writer of `weights.data`; use as a context manager."""
+
+    def __init__(self, path: Path, written: Callable[[str, int], None] = lambda name, size: None) -> None:
+        """written: called with the name of each tensor and the size of the file after it."""
+        self.path, self._written = path, written
+        self.slots: dict[str, Slot] = {}
+        self._file = path.open("wb")
+
+    def put(self, name: str, dtype: str, make: Callable[[], np.ndarray]) -> Slot:
+        """The slot of tensor `name`, made and appended in `dtype` (float32 or float16) on first use.
+
+        Raises ValueError when a finite value does not fit `dtype`, or when one name is asked for in two types.
+        """
+        if name in self.slots:
+            if self.slots[name].dtype != dtype:
+                raise ValueError(f"weight {name} is stored as {self.slots[name].dtype}, asked for as {dtype}")
+            return self.slots[name]
+        array = cast_exactly_finite(name, make(), dtype)
+        self._file.write(b"\0" * (-self._file.tell() % ALIGNMENT))
+        offset = self._file.tell()
+        array.tofile(self._file)
+        self.slots[name] = Slot(name, dtype, array.shape, offset, array.nbytes)
+        self._written(name, self.size)
+        return self.slots[name]
+
+    @property
+    def size(self) -> int:
+        """Bytes written so far."""
+        return max((slot.offset + slot.length for slot in self.slots.values()), default=0)
+
+    def __enter__(self) -> WeightFile:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._file.close()
+
+
+def cast_exactly_finite(name: str, array: np.ndarray, dtype: str) -> np.ndarray:
+    """`array` in `dtype`, C order; a finite value that would become infinite is an error, never a silent inf."""
+    wide = array.astype(np.float32) if array.dtype == ml_dtypes.bfloat16 else array
+    with np.errstate(over="ignore"):
+        narrow = np.ascontiguousarray(wide.astype(dtype))
+    if not np.isfinite(narrow).all():
+        largest = float(np.abs(wide).max())
+        raise ValueError(
+            f"weight {name} does not fit {dtype}: largest magnitude {largest:g}; export with --precision fp32"
+        )
+    return narrow

@@ -1,0 +1,165 @@
+"""A bundle on disk: the folder `pixelrt export` writes and everything else reads. See docs/bundle.md.
+
+`Bundle.read` refuses what is wrong; all code that follows trusts what it returns.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from pixelrt.errors import InputError
+
+FORMAT = 1
+MANIFEST = "manifest.json"
+REQUIRED = ("format", "family", "name", "precision", "image", "prompt", "tokens", "embeddings", "graphs", "files")
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """An input or output of a graph. dtype `activations` is the type named by the graph file in use."""
+
+    name: str
+    dtype: str
+    shape: tuple[int | str, ...]
+
+
+@dataclass(frozen=True)
+class GraphFile:
+    """One graph in one activation type. cache: how a language graph keeps its past, `in_place` or `concat`."""
+
+    path: Path
+    activations: str
+    opset: int
+    cache: str | None
+    inputs: tuple[Tensor, ...]
+    outputs: tuple[Tensor, ...]
+
+
+@dataclass(frozen=True)
+class Bundle:
+    path: Path
+    manifest: dict[str, Any]
+    sha256: str  # of manifest.json, which holds the hash of every other file
+
+    @classmethod
+    def read(cls, path: str | Path, *, expect_sha256: str | None = None, verify: bool = True) -> Bundle:
+        """Read and check a bundle folder.
+
+        expect_sha256: the hash the manifest must have (it covers all files). verify: hash every file; without
+        it only names and sizes are checked. Raises InputError.
+        """
+        folder = Path(path)
+        file = folder / MANIFEST
+        if not file.is_file():
+            raise InputError(_no_manifest(folder))
+        raw = file.read_bytes()
+        sha256 = hashlib.sha256(raw).hexdigest()
+        if expect_sha256 is not None and sha256 != expect_sha256.lower():
+            raise InputError(
+                f"{file} has SHA-256 {sha256}, but {expect_sha256} was expected. "
+                "Get the bundle again, or pass the hash of the one you mean."
+            )
+        manifest = _parse(file, raw)
+        bundle = cls(folder, manifest, sha256)
+        for name, entry in manifest["files"].items():
+            bundle._check(name, entry, verify)
+        for name in bundle._named():
+            if name not in manifest["files"]:
+                raise InputError(
+                    f"{file} uses {name!r} but lists no hash for it. Export the bundle again."
+                )
+        return bundle
+
+    def file(self, name: str) -> Path:
+        """The path of a file of this bundle; a name that leads out of the folder is refused."""
+        pure = PurePosixPath(name)
+        inside = not pure.is_absolute() and ".." not in pure.parts and "\\" not in name and name != ""
+        root = self.path.resolve()
+        if not inside or root not in (root / name).resolve().parents:
+            raise InputError(
+                f"{self.path / MANIFEST} names {name!r}, which lies outside the bundle. Do not use this bundle."
+            )
+        return self.path / name
+
+    def graph(self, name: str, *, activations: str) -> GraphFile:
+        """Graph `name` with these activations, `float32` or `float16`."""
+        graph = self.manifest["graphs"].get(name, {"files": []})
+        for entry in graph["files"]:
+            if entry["activations"] == activations:
+                inputs, outputs = (
+                    tuple(Tensor(t["name"], t["dtype"], tuple(t["shape"])) for t in graph[side])
+                    for side in ("inputs", "outputs")
+                )
+                path = self.file(entry["file"])
+                return GraphFile(path, activations, graph["opset"], graph.get("cache"), inputs, outputs)
+        raise InputError(
+            f"{self.path} holds no {name} graph with {activations} activations. "
+            "Export the bundle again with this version of pixelrt."
+        )
+
+    def _named(self) -> list[str]:
+        graphs = [f["file"] for g in self.manifest["graphs"].values() for f in g["files"]]
+        return [*graphs, self.manifest["embeddings"]["file"], self.manifest["tokens"]["tokenizer"]]
+
+    def _check(self, name: str, entry: dict[str, Any], verify: bool) -> None:
+        file = self.file(name)
+        if not file.is_file():
+            raise InputError(f"{self.path} lacks {name}. Copy or export the bundle again.")
+        size = file.stat().st_size
+        if size != entry["bytes"]:
+            raise InputError(
+                f"{file} has {size} bytes, its manifest says {entry['bytes']}. Copy or export the bundle again."
+            )
+        if verify and sha256_of(file) != entry["sha256"]:
+            raise InputError(
+                f"{file} was altered: its SHA-256 differs from the manifest's. Copy or export the bundle again."
+            )
+
+
+def _no_manifest(folder: Path) -> str:
+    if not folder.exists():
+        return f"{folder} does not exist. Give the folder of a bundle (it holds {MANIFEST})."
+    if (folder / "config.json").is_file():
+        return (
+            f"{folder} is a checkpoint, not a bundle (no {MANIFEST}). "
+            f"Export it first: pixelrt export {folder} bundles/{folder.name}"
+        )
+    return f"{folder} is not a bundle: it has no {MANIFEST}. Make one with: pixelrt export CHECKPOINT BUNDLE"
+
+
+def _parse(file: Path, raw: bytes) -> dict[str, Any]:
+    try:
+        manifest = json.loads(raw)
+    except ValueError as error:
+        raise InputError(f"{file} is not JSON ({error}). Copy or export the bundle again.") from None
+    number = manifest.get("format") if isinstance(manifest, dict) else None
+    if not isinstance(number, int) or isinstance(number, bool) or number < 1:
+        raise InputError(f"{file} has no integer `format`. It is not a manifest of pixelrt.")
+    if number > FORMAT:
+        raise InputError(
+            f"{file} has bundle format {number}; this pixelrt reads up to {FORMAT}. Upgrade pixelrt."
+        )
+    missing = [key for key in REQUIRED if key not in manifest]
+    if missing:
+        raise InputError(f"{file} lacks {', '.join(missing)}. Copy or export the bundle again.")
+    return dict(manifest)
+
+
+def sha256_of(file: Path) -> str:
+    """SHA-256 of a file, read in pieces of 1 MiB."""
+    digest = hashlib.sha256()
+    with file.open("rb") as stream:
+        while piece := stream.read(1 << 20):
+            digest.update(piece)
+    return digest.hexdigest()
+
+
+def write_manifest(folder: Path, manifest: dict[str, Any], names: list[str]) -> None:
+    """Hash the files `names` into the manifest and write it, last of all."""
+    files = {n: {"bytes": (folder / n).stat().st_size, "sha256": sha256_of(folder / n)} for n in sorted(names)}
+    text = json.dumps({"format": FORMAT, **manifest, "files": files}, indent=1, ensure_ascii=False)
+    (folder / MANIFEST).write_text(text + "\n", encoding="utf-8")

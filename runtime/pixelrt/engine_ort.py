@@ -1,0 +1,80 @@
+"""Graphs on ONNX Runtime."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from pixelrt.bundle import Bundle, GraphFile
+from pixelrt.engine import Array
+from pixelrt.errors import MissingExtra
+
+try:
+    import onnxruntime
+except ModuleNotFoundError as error:
+    raise MissingExtra("onnxruntime", "cpu") from error
+
+# The first release whose CPU provider runs opset 24 (TensorScatter, Attention with a sliced cache).
+IN_PLACE_SINCE = (1, 24)
+NUMPY_TYPES = {
+    "tensor(float)": np.dtype(np.float32),
+    "tensor(float16)": np.dtype(np.float16),
+    "tensor(int64)": np.dtype(np.int64),
+    "tensor(bool)": np.dtype(np.bool_),
+}
+
+
+class OrtEngine:
+    """One ONNX Runtime session."""
+
+    def __init__(self, file: GraphFile, *, threads: int = 0) -> None:
+        """threads: of one operator; 0 is one per core."""
+        self.file = file
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.log_severity_level = 3
+        self._session = onnxruntime.InferenceSession(
+            str(file.path), options, providers=["CPUExecutionProvider"]
+        )
+        self._inputs = {i.name: NUMPY_TYPES[i.type] for i in self._session.get_inputs()}
+        self._outputs = [o.name for o in self._session.get_outputs()]
+
+    def __call__(self, inputs: Mapping[str, Array], into: Mapping[str, Array] | None = None) -> dict[str, Array]:
+        into = into or {}
+        binding = self._session.io_binding()
+        held = []  # ONNX Runtime borrows the memory of inputs until the run is over
+        for name, dtype in self._inputs.items():
+            array = np.ascontiguousarray(inputs[name], dtype)
+            held.append(array)
+            binding.bind_input(name, "cpu", 0, dtype, array.shape, array.ctypes.data)
+        for name in self._outputs:
+            if name in into:
+                buffer = into[name]
+                binding.bind_output(name, "cpu", 0, buffer.dtype, buffer.shape, buffer.ctypes.data)
+            else:
+                binding.bind_output(name, "cpu")
+        self._session.run_with_iobinding(binding)
+        values = binding.get_outputs()
+        return {
+            name: into[name] if name in into else value.numpy()
+            for name, value in zip(self._outputs, values, strict=True)
+        }
+
+
+class OrtBackend:
+    """ONNX Runtime's CPU provider: fp32 activations, whatever the type of the stored weights."""
+
+    name = "onnxruntime-cpu"
+
+    def __init__(
+        self, bundle: Bundle, *, activations: str = "float32", compatible: bool | None = None, threads: int = 0
+    ) -> None:
+        """compatible: run the language graph's twin for older runtimes; by default where this one is older."""
+        self.bundle, self.activations, self.threads = bundle, activations, threads
+        version = tuple(int(part) for part in onnxruntime.__version__.split(".")[:2])
+        self.compatible = version < IN_PLACE_SINCE if compatible is None else compatible
+
+    def open(self, graph: str) -> OrtEngine:
+        name = "language_compat" if graph == "language" and self.compatible else graph
+        return OrtEngine(self.bundle.graph(name, activations=self.activations), threads=self.threads)

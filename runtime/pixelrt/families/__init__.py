@@ -1,0 +1,1 @@
+"""One module a model family: `open_family(bundle, backend) -> Segmenter`."""

@@ -6,13 +6,19 @@ from pathlib import Path
 from typing import Any
 
 from pixelrt_export.checkpoint import Checkpoint
-from pixelrt_export.clip_folder import find_vision_tower
 from pixelrt_export.config import PixelLMConfig
 from pixelrt_export.export import Sink
-from pixelrt_export.families.pixellm_tensors import CLIP_DEAD, DEAD, expected_clip_tensors, expected_tensors
 from pixelrt_export.graphs.language import OPSETS, build_language
 from pixelrt_export.graphs.pixellm import build_encoder, build_pixel_decoder
-from pixelrt_export.llama_tokenizer import read_tokenizer
+from pixelrt_export.licence import licence_of
+from pixelrt_export.llama_tokenizer import (
+    LlamaTokenizer,
+    image_mark_ids,
+    read_llama_tokenizer,
+    seg_token_ids,
+)
+from pixelrt_export.pixellm_tensors import DEAD_TENSORS, decoder_depth_and_mlp, pixellm_tensors
+from pixelrt_export.vision_tower import DEAD_VISION_TENSORS, find_vision_tower, vision_tensors
 
 VISION_OPSET = 20  # the oldest with Gelu; TensorRT 10.3 reads it
 
@@ -29,18 +35,18 @@ MEAN, STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
 def write_bundle(checkpoint: Checkpoint, sink: Sink, vision_tower: Path | None) -> None:
     """Check every tensor, then write graphs, token table, tokenizer and this family's part of the manifest."""
     clip = Checkpoint.open(find_vision_tower(checkpoint.folder, checkpoint.config, vision_tower))
-    config = PixelLMConfig.read(checkpoint.config, clip.config)
-    dead = checkpoint.account(expected_tensors(config, checkpoint.shapes()), DEAD)
-    dead |= clip.account(expected_clip_tensors(config), CLIP_DEAD)
-    tokenizer = read_tokenizer(checkpoint.folder)
-    seg = tokenizer.seg_ids(config.scales * config.tokens_per_scale)
-    tokenizer.image_ids()  # the prompt template needs <im_start> and <im_end>
+    config = PixelLMConfig.from_configs(checkpoint.config, clip.config, str(checkpoint.folder))
+    found = checkpoint.shapes()
+    dead = checkpoint.account(pixellm_tensors(config, found), DEAD_TENSORS)
+    dead |= clip.account(vision_tensors(config), DEAD_VISION_TENSORS)
+    depth, _ = decoder_depth_and_mlp(found)
+    tokenizer = read_llama_tokenizer(checkpoint.folder)
 
     sink.graph(
         "encoder",
         "encoder",
         VISION_OPSET,
-        lambda g: build_encoder(g, checkpoint.tensor, clip.tensor, config),
+        lambda g: build_encoder(g, checkpoint.tensor, clip.tensor, config, depth),
     )
     for name, cache in (("language", "in_place"), ("language_compat", "concat")):
         sink.graph(
@@ -51,15 +57,15 @@ def write_bundle(checkpoint: Checkpoint, sink: Sink, vision_tower: Path | None) 
             cache=cache,
         )
     sink.graph(
-        "pixel_decoder", "pixel_decoder", VISION_OPSET, lambda g: build_pixel_decoder(g, checkpoint.tensor, config)
+        "pixel_decoder", "pixel_decoder", VISION_OPSET, lambda g: build_pixel_decoder(g, checkpoint.tensor, config, depth)
     )
     sink.token_table(checkpoint.tensor("model.embed_tokens.weight"))
-    sink.text("tokenizer.json", tokenizer.to_json())
+    sink.text("tokenizer.json", tokenizer.tokenizer.to_str(pretty=False))
     sink.manifest |= {
         "family": "pixellm",
         "image": {"size": config.image_size, "patch": config.vision.patch, "mean": list(MEAN), "std": list(STD)},
         "prompt": {"template": TEMPLATE},
-        "tokens": _tokens(config, tokenizer, seg),
+        "tokens": _tokens(config, tokenizer),
         "language": {
             "hidden": config.language.hidden,
             "layers": config.language.layers,
@@ -71,16 +77,17 @@ def write_bundle(checkpoint: Checkpoint, sink: Sink, vision_tower: Path | None) 
             "files": checkpoint.sha256() | {f"clip/{name}": value for name, value in clip.sha256().items()},
             "left_out": dead,
         },
-        "license": checkpoint.license(),
+        "license": licence_of(checkpoint.folder),
     }
 
 
-def _tokens(config: PixelLMConfig, tokenizer: Any, seg: list[int]) -> dict[str, Any]:
+def _tokens(config: PixelLMConfig, tokenizer: LlamaTokenizer) -> dict[str, Any]:
+    image_mark_ids(tokenizer.added_tokens)  # the template needs <im_start> and <im_end>
     return {
         "tokenizer": "tokenizer.json",
-        "bos": config.language.bos,
-        "eos": config.language.eos,
-        "seg": seg,
+        "bos": tokenizer.bos,
+        "eos": tokenizer.eos,
+        "seg": seg_token_ids(tokenizer.added_tokens, config.seg_tokens),
         "seg_scales": config.scales,
         "image_tokens": config.image_tokens,
     }

@@ -16,13 +16,14 @@ from pixelrt_export.graphs.clip import clip_tower
 from pixelrt_export.graphs.two_way import TwoWay
 
 Tensor = Callable[[str], np.ndarray]
+FIRST = ("level0_key", "level0_value", "level0_query")  # what block 0 projects from scale 0
 
 
-def build_encoder(g: Graph, tensor: Tensor, clip: Tensor, config: PixelLMConfig) -> None:
+def build_encoder(g: Graph, tensor: Tensor, clip: Tensor, config: PixelLMConfig, depth: int) -> None:
     """pixels, patch_valid -> image_tokens (B, T, H) and the pixel decoder's view of the image.
 
     Besides the features of both scales it holds what the first decoder block projects from scale 0, since that
-    too is the same for every question.
+    too is the same for every question. depth: blocks of the decoder's transformers.
     """
     size, grid, width = config.image_size, config.grid, config.decoder_dim
     patches, inner = grid * grid, width // 2
@@ -40,11 +41,10 @@ def build_encoder(g: Graph, tensor: Tensor, clip: Tensor, config: PixelLMConfig)
         ["B", config.image_tokens, config.language.hidden],
     )
     level0, level1 = _mask_features(g, tensor, config, deep, shallow)
-    key, value, query = transformer(g, tensor, config, 0).first_keys(level0, _positions(g, tensor, config, 0))
+    first = transformer(g, tensor, config, 0, depth).first_keys(level0, _positions(g, tensor, config, 0))
     g.output(level0, "level0", "activations", ["B", patches, width])
-    g.output(key, "level0_key", "activations", ["B", patches, inner])
-    g.output(value, "level0_value", "activations", ["B", patches, inner])
-    g.output(query, "level0_query", "activations", ["B", patches, inner])
+    for name, projected in zip(FIRST, first, strict=True):
+        g.output(projected, name, "activations", ["B", patches, inner])
     g.output(level1, "level1", "activations", ["B", 4 * patches, width])
 
 
@@ -154,12 +154,12 @@ def _positions(g: Graph, tensor: Tensor, config: PixelLMConfig, level: int) -> s
     )
 
 
-def transformer(g: Graph, tensor: Tensor, config: PixelLMConfig, level: int) -> TwoWay:
+def transformer(g: Graph, tensor: Tensor, config: PixelLMConfig, level: int, depth: int) -> TwoWay:
     name = f"mask_decoder.transformer.{level}"
-    return TwoWay(g, tensor, name, f"model.{name}", config.decoder_heads, config.decoder_dim)
+    return TwoWay(g, tensor, name, f"model.{name}", config.decoder_heads, config.decoder_dim, depth)
 
 
-def build_pixel_decoder(g: Graph, tensor: Tensor, config: PixelLMConfig) -> None:
+def build_pixel_decoder(g: Graph, tensor: Tensor, config: PixelLMConfig, depth: int) -> None:
     """seg_hidden and one image's features -> low_res_masks (N, 4 G, 4 G) logits.
 
     seg_hidden (N, 2, K, H): for each target and scale the hidden states that predicted its K tokens.
@@ -168,9 +168,7 @@ def build_pixel_decoder(g: Graph, tensor: Tensor, config: PixelLMConfig) -> None
     patches, inner, count = grid * grid, width // 2, config.tokens_per_scale
     seg_hidden = g.input("seg_hidden", "activations", ["N", 2, count, hidden])
     level0 = g.input("level0", "activations", [1, patches, width])
-    first = tuple(
-        g.input(f"level0_{part}", "activations", [1, patches, inner]) for part in ("key", "value", "query")
-    )
+    key, value, query = (g.input(name, "activations", [1, patches, inner]) for name in FIRST)
     level1 = g.input("level1", "activations", [1, 4 * patches, width])
 
     with g.scope("text_hidden_fcs"):
@@ -181,11 +179,12 @@ def build_pixel_decoder(g: Graph, tensor: Tensor, config: PixelLMConfig) -> None
         fused = g.op("Mul", g.op("ReduceSum", x, g.constant([2]), keepdims=0), share)  # (N, 2, D)
 
     with g.scope("level0"):
-        coarse = _level(g, tensor, config, 0, fused, level0, (first[0], first[1], first[2]))
+        two_way = transformer(g, tensor, config, 0, depth)
+        coarse = _level(g, tensor, config, two_way, 0, fused, level0, (key, value, query))
     with g.scope("level1"):
         focus = g.op("Add", g.op("Sigmoid", g.reshape(coarse, [0, -1, 1])), g.constant(1.0))
         image = g.op("Add", g.op("Mul", focus, level1), _dense_prompt(g, tensor, width))
-        fine = _level(g, tensor, config, 1, fused, image, None)
+        fine = _level(g, tensor, config, transformer(g, tensor, config, 1, depth), 1, fused, image, None)
 
     scales = g.op("Concat", g.constant([1, 1]), g.constant([2, 2]), axis=0)
     scales = g.cast(scales, "float32")
@@ -203,6 +202,7 @@ def _level(
     g: Graph,
     tensor: Tensor,
     config: PixelLMConfig,
+    two_way: TwoWay,
     level: int,
     fused: str,
     image: str,
@@ -210,7 +210,7 @@ def _level(
 ) -> str:
     """Mask logits of one level, (N, 2 g * 2 g, 1) for a level of g x g positions."""
     grid, width, md = config.grid * (1 + level), config.decoder_dim, "model.mask_decoder"
-    positions, two_way = _positions(g, tensor, config, level), transformer(g, tensor, config, level)
+    positions = _positions(g, tensor, config, level)
 
     def level_row() -> np.ndarray:
         return tensor(f"{md}.level_embed.weight")[level].reshape(1, 1, width)

@@ -26,6 +26,7 @@ class TwoWay:
     key: str  # of the weights in the checkpoint
     heads: int
     width: int
+    depth: int
 
     def linear(self, x: str, leaf: str) -> str:
         """A projection of an attention or MLP; query projections carry 1/sqrt(head dim)."""
@@ -70,10 +71,10 @@ class TwoWay:
     def __call__(
         self, tokens: str, image: str, image_positions: str, first: tuple[str, str, str]
     ) -> tuple[str, str]:
-        """tokens (N, Q, D), image (N or 1, P, D) -> both after two blocks and the final token attention."""
+        """tokens (N, Q, D), image (N or 1, P, D) -> both after all blocks and the final token attention."""
         g, add = self.g, lambda a, b: self.g.op("Add", a, b)
         q, k = tokens, image
-        for i in range(2):
+        for i in range(self.depth):
             with g.scope(f"layers.{i}"):
                 b = f"layers.{i}"
                 if i == 0:  # the original leaves out both the residual and the token positions here

@@ -1,0 +1,79 @@
+"""Scene backgrounds: crops of scikit-image's sample photographs, gradients and noise."""
+
+from __future__ import annotations
+
+import math
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+TRAINED = (
+    "astronaut.png",
+    "chelsea.png",
+    "rocket.jpg",
+    "hubble_deep_field.jpg",
+    "retina.jpg",
+    "motorcycle_left.png",
+    "brick.png",
+    "gravel.png",
+    "camera.png",
+    "moon.png",
+    "coins.png",
+    "cell.png",
+)
+HELD_OUT = ("coffee.png", "grass.png", "ihc.png")  # never seen in training
+
+
+@cache
+def photograph(name: str) -> Image.Image:
+    folder = Path(find_spec("skimage").origin).parent / "data"
+    image = Image.open(folder / name).convert("RGB")
+    image.thumbnail((360, 360))
+    return image
+
+
+def photo_crop(rng: np.random.Generator, size: tuple[int, int], names: tuple[str, ...]) -> np.ndarray:
+    """A random crop, faded towards a grey and mirrored half of the time: float32 (H, W, 3)."""
+    height, width = size
+    photo = photograph(names[rng.integers(len(names))])
+    side = rng.uniform(100, min(photo.size))
+    w, h = (side, side * height / width) if width > height else (side * width / height, side)
+    x, y = rng.uniform(0, photo.width - w), rng.uniform(0, photo.height - h)
+    crop = np.asarray(
+        photo.resize((width, height), Image.Resampling.BILINEAR, box=(x, y, x + w, y + h)), np.float32
+    )
+    keep = rng.uniform(0.35, 0.95)
+    crop = crop * keep + (1 - keep) * rng.uniform(50, 200)
+    return crop[:, ::-1] if rng.random() < 0.5 else crop
+
+
+def gradient(rng: np.random.Generator, size: tuple[int, int]) -> np.ndarray:
+    """A linear ramp between two muted colours."""
+    y, x = np.mgrid[-0.5 : 0.5 : size[0] * 1j, -0.5 : 0.5 : size[1] * 1j]
+    turn = rng.uniform(0, 2 * math.pi)
+    ramp = (x * math.cos(turn) + y * math.sin(turn) + 0.5)[..., None]
+    start, end = rng.uniform(30, 225, 3), rng.uniform(30, 225, 3)
+    image = start + (end - start) * ramp
+    grey = image.mean(-1, keepdims=True)
+    return (grey + 0.4 * (image - grey)).astype(np.float32)
+
+
+def noise(rng: np.random.Generator, size: tuple[int, int]) -> np.ndarray:
+    """Smooth or fine random patches, nearly grey."""
+    cells = int(rng.choice([5, 14, 70]))
+    grid = rng.uniform(40, 210, (cells, cells, 1)) + rng.uniform(-25, 25, (cells, cells, 3))
+    image = Image.fromarray(grid.clip(0, 255).astype(np.uint8))
+    return np.asarray(image.resize(size[::-1], Image.Resampling.BILINEAR), np.float32)
+
+
+def background(
+    rng: np.random.Generator, size: tuple[int, int], names: tuple[str, ...] = TRAINED
+) -> np.ndarray:
+    """float32 (H, W, 3) on 0..255: 60 % photographs, 20 % gradients, 20 % noise."""
+    kind = rng.random()
+    if kind < 0.6:
+        return np.array(photo_crop(rng, size, names))
+    return gradient(rng, size) if kind < 0.8 else noise(rng, size)

@@ -1,0 +1,119 @@
+"""Scenes drawn once into memory-mapped arrays, and batches of them as network input."""
+
+from __future__ import annotations
+
+import multiprocessing
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pixelrt_export.reference.preprocess import MEAN, STD
+from pixelrt_export.tiny.scenes import COLOURS, LONG_SIDE, SHAPES, TEXTURES, Thing, scene
+
+MOST = 5  # objects in a scene
+FIELDS = 7  # shape, colour, texture (from 1; 0 absent), x, y, radius, turn
+ARRAYS = {
+    "images": (np.uint8, (LONG_SIDE, LONG_SIDE, 3)),
+    "labels": (np.uint8, (LONG_SIDE, LONG_SIDE)),
+    "sizes": (np.int16, (2,)),
+    "tables": (np.float32, (MOST, FIELDS)),
+}
+
+
+@dataclass
+class Batch:
+    pixels: Tensor  # (B, 3, S, S) normalised, padded
+    fitted: list[tuple[int, int]]  # (h', w') of each
+    labels: Tensor  # (B, S, S) int64: 0 background, k the thing with label k
+    tables: Tensor  # (B, MOST, FIELDS), row k - 1 for label k
+    things: list[list[Thing]]  # left to right
+
+
+def _row(thing: Thing) -> tuple[float, ...]:
+    return (
+        SHAPES.index(thing.shape) + 1,
+        list(COLOURS).index(thing.colour) + 1,
+        TEXTURES.index(thing.texture) + 1,
+        thing.x,
+        thing.y,
+        thing.radius,
+        thing.turn,
+    )
+
+
+def _thing(row: np.ndarray, label: int) -> Thing:
+    shape, colour, texture = (int(v) - 1 for v in row[:3])
+    return Thing(SHAPES[shape], list(COLOURS)[colour], TEXTURES[texture], *map(float, row[3:]), label=label)
+
+
+def _arrays(folder: Path, count: int, mode: str) -> dict[str, np.memmap]:
+    return {
+        name: np.memmap(folder / f"{name}_{count}.bin", dtype, mode, shape=(count, *shape))
+        for name, (dtype, shape) in ARRAYS.items()
+    }
+
+
+def _draw_share(folder: Path, count: int, share: range) -> None:
+    arrays = _arrays(folder, count, "r+")
+    for seed in share:
+        drawn = scene(seed)
+        height, width = drawn.labels.shape
+        arrays["images"][seed, :height, :width] = drawn.image
+        arrays["labels"][seed, :height, :width] = drawn.labels
+        arrays["sizes"][seed] = height, width
+        for thing in drawn.things:
+            arrays["tables"][seed, thing.label - 1] = _row(thing)
+
+
+def drawn_scenes(folder: Path, count: int, processes: int = 2) -> dict[str, np.memmap]:
+    """Scenes of the seeds 0..count-1, drawn on the first call (about 3 ms each) and mapped on later ones."""
+    done = folder / f"done_{count}"
+    if not done.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        _arrays(folder, count, "w+")
+        workers = [
+            multiprocessing.get_context("spawn").Process(
+                target=_draw_share, args=(folder, count, range(i, count, processes))
+            )
+            for i in range(processes)
+        ]
+        for worker in workers:
+            worker.start()
+        for worker in workers:
+            worker.join()
+            if worker.exitcode:
+                raise RuntimeError(f"drawing scenes into {folder} failed with exit code {worker.exitcode}")
+        done.touch()
+    return _arrays(folder, count, "r")
+
+
+def _mirrored(image: np.ndarray, labels: np.ndarray, table: np.ndarray, width: int) -> tuple[np.ndarray, ...]:
+    image, labels, table = image.copy(), labels.copy(), table.copy()
+    image[:, :width], labels[:, :width] = image[:, :width][:, ::-1].copy(), labels[:, :width][:, ::-1].copy()
+    table[:, 3] = np.where(table[:, 0] > 0, width - table[:, 3], 0)
+    table[:, 6] *= -1
+    return image, labels, table
+
+
+def draw_batch(arrays: dict[str, np.memmap], count: int, rng: np.random.Generator) -> Batch:
+    """`count` random scenes, each mirrored half of the time."""
+    images, labels, tables, fitted, things = [], [], [], [], []
+    for index in rng.integers(len(arrays["images"]), size=count):
+        image, label, table = (np.asarray(arrays[name][index]) for name in ("images", "labels", "tables"))
+        height, width = map(int, arrays["sizes"][index])
+        if rng.random() < 0.5:
+            image, label, table = _mirrored(image, label, table, width)
+        pixels = (image.astype(np.float32) - MEAN) / STD
+        pixels[height:], pixels[:, width:] = 0, 0
+        images.append(pixels)
+        labels.append(label)
+        tables.append(table)
+        fitted.append((height, width))
+        things.append(
+            sorted((_thing(row, k + 1) for k, row in enumerate(table) if row[0]), key=lambda t: t.x)
+        )
+    pixels, label_maps, rows = (torch.tensor(np.stack(arrays)) for arrays in (images, labels, tables))
+    return Batch(pixels.permute(0, 3, 1, 2).contiguous(), fitted, label_maps.long(), rows, things)

@@ -1,0 +1,116 @@
+"""The program `pixelrt`. Commands are imported when they run, so that `pixelrt --help` answers at once."""
+
+from __future__ import annotations
+
+import errno
+import traceback
+from importlib import import_module
+from importlib.metadata import PackageNotFoundError, entry_points, version
+from typing import Any
+
+import click
+
+from pixelrt.errors import InputError, MissingExtra
+
+# Command -> (module:object, what `--help` says)
+OWN = {
+    "segment": ("pixelrt.cli.segment:segment", "Ask a bundle about a picture: text, masks and an overlay."),
+    "inspect": ("pixelrt.cli.inspect:inspect", "Say what is in a bundle."),
+}
+# Commands of other packages join through entry points of this group (name -> click command).
+GROUP = "pixelrt.commands"
+# What is known of them without importing them: (extra, what `--help` says)
+KNOWN = {
+    "export": ("export", "Make a bundle from a checkpoint (needs pixelrt[export])."),
+    "verify": ("export", "Compare a bundle with its checkpoint (needs pixelrt[export])."),
+}
+
+
+class Program(click.Group):
+    """Loads commands late and turns every exception into one line and an exit code."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        joined = {point.name for point in entry_points(group=GROUP)}
+        return [*OWN, *sorted((joined | set(KNOWN)) - set(OWN))]
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name in OWN:
+            return _object(OWN[cmd_name][0])
+        for point in entry_points(group=GROUP, name=cmd_name):
+            return _checked(cmd_name, point.load())
+        if cmd_name in KNOWN:
+            raise MissingExtra(f"the command {cmd_name!r}", KNOWN[cmd_name][0])
+        return None
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        known = {name: text for name, (_, text) in (OWN | KNOWN).items()}
+        rows = [(name, known.get(name, "Added by another package.")) for name in self.list_commands(ctx)]
+        with formatter.section("Commands"):
+            formatter.write_dl(rows)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except (click.ClickException, click.exceptions.Exit, click.Abort):
+            raise
+        except KeyboardInterrupt:
+            raise click.exceptions.Exit(130) from None
+        except Exception as error:
+            if isinstance(error, OSError) and error.errno == errno.EPIPE:
+                raise  # the reader of our output went away: click ends quietly
+            raise click.exceptions.Exit(_report(error, debug=bool(ctx.meta.get("pixelrt.debug")))) from None
+
+
+def _report(error: Exception, debug: bool) -> int:
+    """Say what went wrong on stderr; returns the exit code: 2 for bad input, 1 for a failure."""
+    if debug:
+        traceback.print_exception(error)
+    if isinstance(error, ModuleNotFoundError):
+        error = MissingExtra.from_import(error) or error
+    if isinstance(error, InputError):
+        click.echo(f"error: {error}", err=True)
+        return 2
+    words = " ".join(str(error).split())
+    hint = "" if debug else "  (--debug shows where)"
+    click.echo(f"failed: {type(error).__name__}{': ' if words else ''}{words}{hint}", err=True)
+    return 1
+
+
+def _object(place: str) -> click.Command:
+    module, _, name = place.partition(":")
+    return _checked(name, getattr(import_module(module), name))
+
+
+def _checked(name: str, command: object) -> click.Command:
+    if not isinstance(command, click.Command):
+        raise TypeError(
+            f"the command {name!r} of group {GROUP} is a {type(command).__name__}, not a click.Command"
+        )
+    return command
+
+
+def _set_debug(ctx: click.Context, _: click.Parameter, value: bool) -> None:
+    if value:
+        ctx.meta["pixelrt.debug"] = True
+
+
+def _show_version(ctx: click.Context, _: click.Parameter, value: bool) -> None:
+    if value:
+        try:
+            click.echo(f"pixelrt {version('pixelrt')}")
+        except PackageNotFoundError:
+            click.echo("pixelrt (not installed: running from its source)")
+        ctx.exit()
+
+
+debug_option = click.option(
+    "--debug", is_flag=True, expose_value=False, callback=_set_debug, is_eager=True, help="Show tracebacks."
+)
+
+
+@click.group(cls=Program, name="pixelrt", context_settings={"help_option_names": ["-h", "--help"]})
+@click.option("--version", is_flag=True, expose_value=False, callback=_show_version, is_eager=True,
+              help="Show the version.")  # fmt: skip
+@debug_option
+def main() -> None:
+    """Text and a picture in, answer text and pixel masks out."""

@@ -1,0 +1,190 @@
+"""Pictures: anything a caller has -> uint8 RGB (H, W, 3) -> the tensor and masks the encoder graph takes.
+
+Source of the numbers: PixelLM, `chat.py --pad_train_clip_images`, `ResizeLongestSide` and `llava_arch.py`.
+`cv2.imread` made the original's arrays: orientation tags applied, alpha dropped, the upper 8 of 16 bits kept.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import threading
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+
+from pixelrt.errors import InputError
+
+PIXEL_LIMIT = 8192 * 8192
+# Readers that need no other program and run no script (EPS would start Ghostscript).
+# AVIF last: Pillow before 11.3 does not know it and stops there.
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "JPEG2000", "AVIF")
+
+Source = str | os.PathLike[str] | bytes | bytearray | memoryview | BinaryIO | Image.Image | NDArray[Any]
+Rgb = NDArray[np.uint8]
+
+# Silencing Pillow's warnings changes interpreter-wide state, which two decoding threads would leave changed.
+_decoding = threading.Lock()
+
+
+def open_image(source: Source) -> Rgb:
+    """The picture as uint8 RGB (H, W, 3), upright.
+
+    `source` is a path, the bytes of a file, an open binary file, a PIL image, or a uint8 array (H, W),
+    (H, W, 3) RGB or (H, W, 4) RGBA. Of an animation the first frame is taken.
+
+    Raises:
+        InputError: not a picture, damaged, above PIXEL_LIMIT pixels, or an array of another type or shape.
+    """
+    if isinstance(source, np.ndarray):
+        return _from_array(source)
+    with _decoding, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        if isinstance(source, Image.Image):
+            return _decoded(source, "the PIL image")
+        stream, name = _stream(source)
+        with stream:
+            try:
+                picture = Image.open(stream, formats=FORMATS)
+            except Image.DecompressionBombError:
+                raise InputError(
+                    f"{name} has far more than the {PIXEL_LIMIT:,} pixels allowed. Scale it down."
+                ) from None
+            except Exception:
+                raise InputError(
+                    f"{name} is not a picture that can be read. Give a PNG, JPEG, WebP or TIFF."
+                ) from None
+            return _decoded(picture, name)
+
+
+def _stream(
+    source: str | os.PathLike[str] | bytes | bytearray | memoryview | BinaryIO,
+) -> tuple[BinaryIO, str]:
+    """A seekable stream of our own, and what to call it in an error."""
+    if isinstance(source, bytes | bytearray | memoryview):
+        return io.BytesIO(source), f"the picture of {len(source):,} bytes"
+    if isinstance(source, str | os.PathLike):
+        path = Path(source)
+        if not path.is_file():
+            what = "is not a file" if path.exists() else "does not exist"
+            raise InputError(f"{path} {what}. Give the path of a picture.")
+        try:
+            return path.open("rb"), str(path)
+        except OSError as error:
+            raise InputError(f"{path} cannot be read: {error.strerror}.") from None
+    if hasattr(source, "read"):
+        data = source.read()
+        if not isinstance(data, bytes):
+            raise InputError("the picture's file is open as text. Open it with mode 'rb'.")
+        return io.BytesIO(data), str(getattr(source, "name", "the open file"))
+    raise InputError(
+        f"a picture cannot be a {type(source).__name__}. Give a path, bytes, a PIL image or a uint8 array."
+    )
+
+
+def _decoded(picture: Image.Image, name: str) -> Rgb:
+    _check_size(picture.width, picture.height, name)
+    try:
+        upright = ImageOps.exif_transpose(picture)
+        mode, data = upright.mode, upright
+        if mode.startswith("I"):  # one channel of 16 bits, in Pillow's I;16 or I
+            return np.repeat((np.asarray(data).clip(0, 65535) >> 8).astype(np.uint8)[..., None], 3, axis=2)
+        pixels = None if mode == "F" else np.array(data.convert("RGB"))
+    except Exception:
+        raise InputError(f"{name} is a damaged or truncated picture. Save or download it again.") from None
+    if pixels is None:
+        raise InputError(f"{name} holds floating-point values. Save it with 8 bits a channel.")
+    return pixels
+
+
+def _from_array(array: NDArray[Any]) -> Rgb:
+    if array.dtype != np.uint8:
+        raise InputError(f"the picture array is {array.dtype}, not uint8. Scale it to 0..255 and convert it.")
+    if not (array.ndim == 2 or (array.ndim == 3 and array.shape[2] in (3, 4))):
+        raise InputError(f"the picture array has shape {array.shape}, not (H, W), (H, W, 3) or (H, W, 4).")
+    _check_size(array.shape[1], array.shape[0], "the picture array")
+    rgb = np.repeat(array[..., None], 3, axis=2) if array.ndim == 2 else array[..., :3]
+    return np.ascontiguousarray(rgb)
+
+
+def _check_size(width: int, height: int, name: str) -> None:
+    if width < 1 or height < 1:
+        raise InputError(f"{name} is empty ({width} x {height} pixels). Give a picture of at least 1 x 1.")
+    if width * height > PIXEL_LIMIT:
+        raise InputError(
+            f"{name} has {width} x {height} pixels, more than the {PIXEL_LIMIT:,} allowed. Scale it down."
+        )
+
+
+@dataclass(frozen=True)
+class ImageSpec:
+    """How the encoder wants pictures (the `image` entry of a manifest). Mean and std on the 0..255 scale."""
+
+    size: int  # S: side of the square input
+    patch: int  # side of one patch; G = S / patch patches a side, G even
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+    @classmethod
+    def from_dict(cls, entry: Mapping[str, Any]) -> ImageSpec:
+        """Raises InputError where a value is missing, unknown or impossible."""
+        names = [field.name for field in fields(cls)]
+        if set(entry) != set(names):
+            raise InputError(
+                f"the manifest's image entry has {sorted(entry)}, not {sorted(names)}. Export it again."
+            )
+        size, patch = entry["size"], entry["patch"]
+        if type(size) is not int or type(patch) is not int or patch < 1 or size < 1 or size % (2 * patch):
+            raise InputError(
+                f"the manifest's image size {size!r} is not a multiple of twice its patch {patch!r}."
+            )
+        for name in ("mean", "std"):
+            values = entry[name]
+            numbers = isinstance(values, list | tuple) and all(type(v) in (int, float) for v in values)
+            if not numbers or len(values) != 3 or (name == "std" and min(values) <= 0):
+                raise InputError(
+                    f"the manifest's image {name} is {values!r}, not three numbers (std above 0)."
+                )
+        return cls(size, patch, tuple(map(float, entry["mean"])), tuple(map(float, entry["std"])))  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True, eq=False)
+class Prepared:
+    """One picture as the graphs take it; G = size / patch."""
+
+    pixels: NDArray[np.float32]  # (1, 3, S, S), normalised, zero to the right of and below the content
+    patch_valid: NDArray[np.bool_]  # (1, 1 + G*G), index 0 the class token, then patches row by row
+    token_valid: NDArray[np.bool_]  # ((G/2)**2,), image tokens of the language model row by row
+    content: tuple[int, int]  # (h', w') of the picture inside the square
+    original: tuple[int, int]  # (H, W)
+
+
+def prepare(image: Rgb, spec: ImageSpec) -> Prepared:
+    """Long side to `size` (Pillow bilinear, uint8), then (x - mean) / std, then zeros to a square.
+
+    A patch or token is valid where its top-left pixel lies in the content (the original: "nearest").
+    """
+    height, width = image.shape[:2]
+    scale = spec.size / max(height, width)
+    # A long thin strip keeps one row; the original would fail there.
+    content = max(1, int(height * scale + 0.5)), max(1, int(width * scale + 0.5))
+    small = Image.fromarray(image).resize((content[1], content[0]), Image.Resampling.BILINEAR)
+    mean, std = np.array(spec.mean, np.float32), np.array(spec.std, np.float32)
+    pixels = np.zeros((1, 3, spec.size, spec.size), np.float32)
+    normalised = (np.asarray(small, np.float32) - mean) / std  # (h', w', 3)
+    pixels[0, :, : content[0], : content[1]] = normalised.transpose(2, 0, 1)
+    patches = _inside(content, spec.patch, spec.size // spec.patch)
+    tokens = _inside(content, 2 * spec.patch, spec.size // (2 * spec.patch))
+    return Prepared(pixels, np.concatenate([[True], patches])[None], tokens, content, (height, width))
+
+
+def _inside(content: tuple[int, int], step: int, count: int) -> NDArray[np.bool_]:
+    """(count * count,): whether the corner of each cell of `step` pixels lies inside the content."""
+    corner = np.arange(count) * step
+    return np.logical_and.outer(corner < content[0], corner < content[1]).ravel()

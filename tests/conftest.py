@@ -1,0 +1,54 @@
+"""Checkpoints of the golden runs, made once a session."""
+
+from __future__ import annotations
+
+import runpy
+from pathlib import Path
+
+import pytest
+
+GOLDEN = Path(__file__).resolve().parent / "golden"
+
+
+@pytest.fixture(scope="session")
+def golden_pixellm() -> Path:
+    """What the original PixelLM computed with tiny weights; see the README there."""
+    return GOLDEN / "pixellm"
+
+
+@pytest.fixture(scope="session")
+def golden_checkpoint_a(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A released-layout PixelLM folder, CLIP beside it, whose answers never end (cases two_targets, zero)."""
+    return _golden_checkpoint(tmp_path_factory, "A")
+
+
+@pytest.fixture(scope="session")
+def golden_checkpoint_b(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same with the head that stops after one target (case one_target_eos)."""
+    return _golden_checkpoint(tmp_path_factory, "B")
+
+
+def _golden_checkpoint(tmp_path_factory: pytest.TempPathFactory, head: str) -> Path:
+    pytest.importorskip("ml_dtypes", reason="needs the export extra")
+    pytest.importorskip("safetensors", reason="needs the export extra")
+    write_checkpoint = runpy.run_path(str(GOLDEN / "pixellm" / "make_checkpoint.py"))["write_checkpoint"]
+    folder: Path = write_checkpoint(tmp_path_factory.mktemp(f"golden_{head}"), head)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def golden_bundle_a(golden_checkpoint_a: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The fp32 bundle of golden_checkpoint_a."""
+    return _export(golden_checkpoint_a, tmp_path_factory.mktemp("bundles") / "golden_a")
+
+
+@pytest.fixture(scope="session")
+def golden_bundle_b(golden_checkpoint_b: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The fp32 bundle of golden_checkpoint_b."""
+    return _export(golden_checkpoint_b, tmp_path_factory.mktemp("bundles") / "golden_b")
+
+
+def _export(checkpoint: Path, bundle: Path) -> Path:
+    from pixelrt_export.export import export_bundle
+
+    return export_bundle(checkpoint, bundle)

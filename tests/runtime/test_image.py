@@ -1,0 +1,201 @@
+"""Opening pictures and preparing them for the encoder."""
+
+from __future__ import annotations
+
+import io
+import struct
+import warnings
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from pixelrt import image as image_module
+from pixelrt.errors import InputError
+from pixelrt.image import ImageSpec, open_image, prepare
+
+RNG = np.random.default_rng(0)
+RGB = RNG.integers(0, 256, (5, 7, 3), dtype=np.uint8)
+GREY = RGB[..., 0]
+SPEC = ImageSpec(448, 14, (123.675, 116.28, 103.53), (58.395, 57.12, 57.375))
+
+
+def encoded(picture: Image.Image, kind: str = "PNG", **options: Any) -> bytes:
+    stream = io.BytesIO()
+    picture.save(stream, kind, **options)
+    return stream.getvalue()
+
+
+PNG = encoded(Image.fromarray(RGB))
+
+
+@pytest.fixture(autouse=True)
+def warnings_are_errors() -> Any:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        yield
+
+
+def test_every_source_gives_the_same_pixels(tmp_path: Path) -> None:
+    path = tmp_path / "picture.png"
+    path.write_bytes(PNG)
+    alpha = np.dstack([RGB, np.zeros((5, 7), np.uint8)])
+    sources: list[Any] = [path, str(path), PNG, bytearray(PNG), memoryview(PNG), io.BytesIO(PNG)]
+    sources += [Image.open(path), Image.fromarray(RGB), RGB, alpha, RGB[::-1][::-1]]
+    with path.open("rb") as stream:
+        for source in [*sources, stream]:
+            got = open_image(source)
+            assert got.dtype == np.uint8 and got.flags.c_contiguous
+            assert np.array_equal(got, RGB)
+    assert np.array_equal(open_image(GREY), np.dstack([GREY] * 3))
+
+
+def test_modes() -> None:
+    three = np.dstack([GREY] * 3)
+    sixteen = Image.fromarray(GREY.astype(np.uint16) * 256 + 255)
+    assert np.array_equal(open_image(encoded(sixteen)), three)
+    assert np.array_equal(open_image(encoded(Image.fromarray(GREY))), three)
+    assert np.array_equal(open_image(encoded(Image.fromarray(RGB).convert("RGBA"))), RGB)
+    black_white = Image.fromarray(GREY > 127)
+    assert np.array_equal(open_image(encoded(black_white)), (three > 127) * np.uint8(255))
+    palette = Image.fromarray(RGB).quantize(8)
+    wanted = np.asarray(palette.convert("RGB"))
+    assert np.array_equal(open_image(encoded(palette)), wanted)
+    # A palette with a transparency table: Pillow would warn.
+    assert np.array_equal(open_image(encoded(palette, transparency=bytes(range(8)))), wanted)
+    assert open_image(encoded(Image.fromarray(RGB).convert("CMYK"), "TIFF")).shape == (5, 7, 3)
+    for kind in ("BMP", "GIF", "JPEG", "MPO", "PPM", "TIFF", "WEBP"):
+        assert open_image(encoded(Image.fromarray(RGB), kind)).shape == (5, 7, 3), kind
+    with pytest.raises(InputError, match="floating"):
+        open_image(Image.fromarray(GREY.astype(np.float32)))
+
+
+@pytest.mark.parametrize(
+    ("orientation", "turn"),
+    [(1, lambda x: x), (2, np.fliplr), (3, lambda x: np.rot90(x, 2)), (4, np.flipud),
+     (5, lambda x: x.transpose(1, 0, 2)), (6, lambda x: np.rot90(x, -1)), (8, np.rot90)],
+)  # fmt: skip
+def test_orientation_tag_is_applied(orientation: int, turn: Any) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    assert np.array_equal(open_image(encoded(Image.fromarray(RGB), exif=exif)), turn(RGB))
+
+
+def png_header(width: int, height: int) -> bytes:
+    """A PNG that claims a size and holds nothing."""
+
+    def chunk(kind: bytes, body: bytes) -> bytes:
+        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", header)
+        + chunk(b"IDAT", zlib.compress(b""))
+        + chunk(b"IEND", b"")
+    )
+
+
+BAD: list[tuple[Any, str]] = [
+    (b"", "not a picture"),
+    (b"hello", "not a picture"),
+    (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "not a picture"),
+    (PNG[: len(PNG) // 2], "truncated"),
+    (PNG[:30], "not a picture|truncated"),
+    (encoded(Image.fromarray(RNG.integers(0, 255, (64, 64, 3), np.uint8)), "JPEG")[:900], "truncated"),
+    (png_header(8193, 8192), "67,108,864"),
+    (png_header(12000, 12000), "67,108,864"),  # Pillow warns here
+    (png_header(60000, 60000), "67,108,864"),  # and raises here
+    (png_header(0, 5), "empty|not a picture"),
+    (np.zeros((0, 7, 3), np.uint8), "empty"),
+    (np.zeros((5, 7), np.float32), "float32"),
+    (np.zeros((5, 7, 2), np.uint8), "shape"),
+    (np.zeros((1, 5, 7, 3), np.uint8), "shape"),
+    (np.broadcast_to(np.uint8(0), (8193, 8192)), "67,108,864"),
+    (None, "NoneType"),
+    (7, "int"),
+    (io.StringIO("text"), "'rb'"),
+    (Image.new("RGB", (0, 4)), "empty"),
+]
+
+
+@pytest.mark.parametrize(("source", "words"), BAD)
+def test_bad_pictures_get_one_sentence(source: Any, words: str) -> None:
+    with pytest.raises(InputError, match=words) as caught:
+        open_image(source)
+    assert "\n" not in str(caught.value)
+
+
+def test_bad_paths(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="does not exist"):
+        open_image(tmp_path / "none.png")
+    with pytest.raises(InputError, match="is not a file"):
+        open_image(tmp_path)
+    (tmp_path / "notes.txt").write_text("hello")
+    with pytest.raises(InputError, match=r"notes\.txt is not a picture"):
+        open_image(tmp_path / "notes.txt")
+
+
+def test_largest_allowed_picture(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(image_module, "PIXEL_LIMIT", 35)
+    assert open_image(PNG).shape == (5, 7, 3)
+    monkeypatch.setattr(image_module, "PIXEL_LIMIT", 34)
+    with pytest.raises(InputError, match="34"):
+        open_image(PNG)
+
+
+@pytest.mark.parametrize("name", ["land", "port", "square"])
+def test_prepare_equals_the_original(golden_pixellm: Path, name: str) -> None:
+    golden = np.load(golden_pixellm / "preprocess.npz")
+    got = prepare(golden[f"{name}.rgb_uint8"], SPEC)
+    resized = golden[f"{name}.resized_uint8"]
+    assert got.content == resized.shape[:2] and got.original == golden[f"{name}.rgb_uint8"].shape[:2]
+    assert got.pixels.shape == (1, 3, 448, 448) and got.pixels.dtype == np.float32
+    # The original computes in float32 too; one rounding of a value below 4.
+    np.testing.assert_allclose(
+        got.pixels[:, :, ::16, ::16], golden[f"{name}.image_clip_hw::16"], rtol=0, atol=5e-7
+    )
+    height, width = got.content
+    mean, std = np.array(SPEC.mean)[:, None, None], np.array(SPEC.std)[:, None, None]
+    back = got.pixels[0, :, :height, :width] * std + mean
+    assert np.array_equal(np.round(back).astype(np.uint8), resized.transpose(2, 0, 1))
+    assert not got.pixels[:, :, height:].any() and not got.pixels[:, :, :, width:].any()
+
+
+@pytest.mark.parametrize(("size", "patch"), [(448, 14), (140, 14), (56, 14), (32, 8)])
+@pytest.mark.parametrize("shape", [(60, 96), (96, 61), (64, 64), (1, 1), (1, 3000), (3000, 1), (33, 7)])
+def test_validity_follows_nearest_resizing(size: int, patch: int, shape: tuple[int, int]) -> None:
+    got = prepare(np.zeros((*shape, 3), np.uint8), ImageSpec(size, patch, SPEC.mean, SPEC.std))
+    assert max(got.content) == size and min(got.content) >= 1
+    inside = np.zeros((size, size), bool)
+    inside[: got.content[0], : got.content[1]] = True
+    patches = inside[::patch, ::patch]
+    assert got.patch_valid.shape == (1, 1 + patches.size) and got.patch_valid[0, 0]
+    assert np.array_equal(got.patch_valid[0, 1:], patches.ravel())
+    assert np.array_equal(got.token_valid, patches[::2, ::2].ravel())
+
+
+def test_validity_equals_the_original(golden_pixellm: Path) -> None:
+    load_file = pytest.importorskip("safetensors.numpy").load_file
+    for case, image in [("two_targets", "land"), ("one_target_eos", "port"), ("zero", "square")]:
+        mask = load_file(golden_pixellm / f"case_{case}.safetensors")["lm_attention_mask"][0]
+        got = prepare(np.load(golden_pixellm / "preprocess.npz")[f"{image}.rgb_uint8"], SPEC)
+        windows = np.lib.stride_tricks.sliding_window_view(mask, 256)
+        assert (windows == got.token_valid).all(1).any()
+        assert (mask == 0).sum() == (~got.token_valid).sum()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"size": 450}, {"size": 14}, {"size": "448"}, {"size": True}, {"patch": 0}, {"patch": -14}, {"std": [1, 0, 1]},
+     {"mean": [1, 2]}, {"mean": "abc"}, {"mean": [1, 2, "x"]}, {"resample": "bicubic"}, {"std": None}],
+)  # fmt: skip
+def test_spec_refuses(change: dict[str, Any]) -> None:
+    entry = {"size": 448, "patch": 14, "mean": [1, 2, 3], "std": [4, 5, 6]}
+    assert ImageSpec.from_dict(entry) == ImageSpec(448, 14, (1.0, 2.0, 3.0), (4.0, 5.0, 6.0))
+    with pytest.raises(InputError, match="manifest"):
+        ImageSpec.from_dict(entry | change)
+    with pytest.raises(InputError, match="manifest"):
+        ImageSpec.from_dict({"size": 448})

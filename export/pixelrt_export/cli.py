@@ -14,7 +14,9 @@ PRECISIONS = click.Choice(["fp32", "fp16", "int8", "int4", "nf4"])
 @click.command()
 @click.argument("checkpoint", type=click.Path(path_type=Path))
 @click.argument("bundle", type=click.Path(path_type=Path))
-@click.option("--precision", type=PRECISIONS, default="fp32", show_default=True, help="Of the stored weights.")
+@click.option(
+    "--precision", type=PRECISIONS, default="fp32", show_default=True, help="Of the stored weights."
+)
 @click.option("--encoder", type=PRECISIONS, help="Precision of this stage alone.")
 @click.option("--language", type=PRECISIONS, help="Precision of this stage alone.")
 @click.option("--pixel-decoder", type=PRECISIONS, help="Precision of this stage alone.")

@@ -17,8 +17,8 @@ from pixelrt.bundle import MANIFEST, write_manifest
 from pixelrt.errors import InputError
 
 from pixelrt_export.checkpoint import Checkpoint
-from pixelrt_export.graph import Graph
 from pixelrt_export.families import family_of
+from pixelrt_export.graph import Graph
 from pixelrt_export.weight_file import WeightFile
 
 STAGES = ("encoder", "language", "pixel_decoder")
@@ -41,9 +41,7 @@ class Sink:
     graphs: dict[str, Any] = field(default_factory=dict)
     names: list[str] = field(default_factory=lambda: [WEIGHTS])
 
-    def graph(
-        self, name: str, stage: str, opset: int, build: Callable[[Graph], None], **about: str
-    ) -> None:
+    def graph(self, name: str, stage: str, opset: int, build: Callable[[Graph], None], **about: str) -> None:
         """Write graph `name` with fp32 and with fp16 activations over the same stored weights."""
         files = []
         for activations, suffix in ACTIVATIONS.items():
@@ -55,7 +53,12 @@ class Sink:
             files.append({"file": file, "activations": activations})
             self.names.append(file)
         self.graphs[name] = {
-            "stage": stage, "opset": opset, **about, "inputs": g.inputs, "outputs": g.outputs, "files": files
+            "stage": stage,
+            "opset": opset,
+            **about,
+            "inputs": g.inputs,
+            "outputs": g.outputs,
+            "files": files,
         }
 
     def text(self, name: str, text: str) -> None:
@@ -137,7 +140,11 @@ def _check_precision(stage: str, precision: str) -> None:
 
 
 def _check_target(target: Path) -> None:
-    if target.exists() and not (target / MANIFEST).is_file() and not (target.is_dir() and not any(target.iterdir())):
+    if (
+        target.exists()
+        and not (target / MANIFEST).is_file()
+        and not (target.is_dir() and not any(target.iterdir()))
+    ):
         raise InputError(
             f"{target} exists and is not a bundle; export does not overwrite it. Give another folder."
         )

@@ -115,9 +115,7 @@ class Graph:
         return str(self.op("Transpose", x, perm=list(perm)))
 
     def slice(self, x: str, axis: int, start: int, end: int) -> str:
-        return str(
-            self.op("Slice", x, self.constant([start]), self.constant([end]), self.constant([axis]))
-        )
+        return str(self.op("Slice", x, self.constant([start]), self.constant([end]), self.constant([axis])))
 
     def linear(self, x: str, name: str, weight: Make, bias: Make | None = None) -> str:
         """y = x W^T + b with W (out, in) as checkpoints hold it; stored transposed, (in, out)."""

@@ -1,8 +1,8 @@
 """pixelrt: text and an image in, answer text and pixel masks out; no torch.
 
-    seg = pixelrt.load("bundles/pixellm-tiny")
-    frame = seg.encode("picture.png")                 # once per image
-    answer = seg.segment(frame, "Segment the mug.")   # as often as there are questions
+seg = pixelrt.load("bundles/pixellm-tiny")
+frame = seg.encode("picture.png")                 # once per image
+answer = seg.segment(frame, "Segment the mug.")   # as often as there are questions
 """
 
 from pixelrt.errors import InputError, MissingExtra

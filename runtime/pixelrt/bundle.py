@@ -12,10 +12,22 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from pixelrt.errors import InputError
+from pixelrt.onnx_file import external_locations
 
 FORMAT = 1
 MANIFEST = "manifest.json"
-REQUIRED = ("format", "family", "name", "precision", "image", "prompt", "tokens", "embeddings", "graphs", "files")
+REQUIRED = (
+    "format",
+    "family",
+    "name",
+    "precision",
+    "image",
+    "prompt",
+    "tokens",
+    "embeddings",
+    "graphs",
+    "files",
+)
 
 
 @dataclass(frozen=True)
@@ -69,9 +81,7 @@ class Bundle:
             bundle._check(name, entry, verify)
         for name in bundle._named():
             if name not in manifest["files"]:
-                raise InputError(
-                    f"{file} uses {name!r} but lists no hash for it. Export the bundle again."
-                )
+                raise InputError(f"{file} uses {name!r} but lists no hash for it. Export the bundle again.")
         return bundle
 
     def file(self, name: str) -> Path:
@@ -101,9 +111,18 @@ class Bundle:
             "Export the bundle again with this version of pixelrt."
         )
 
-    def _named(self) -> list[str]:
-        graphs = [f["file"] for g in self.manifest["graphs"].values() for f in g["files"]]
-        return [*graphs, self.manifest["embeddings"]["file"], self.manifest["tokens"]["tokenizer"]]
+    def _named(self) -> set[str]:
+        """Every file that manifest or graphs use."""
+        graphs = {f["file"] for g in self.manifest["graphs"].values() for f in g["files"]}
+        named = {*graphs, self.manifest["embeddings"]["file"], self.manifest["tokens"]["tokenizer"]}
+        for graph in graphs:
+            try:
+                named |= external_locations(self.file(graph).read_bytes())
+            except (ValueError, OSError) as error:
+                raise InputError(
+                    f"{self.path / graph} is not an ONNX file ({error}). Export the bundle again."
+                ) from None
+        return named
 
     def _check(self, name: str, entry: dict[str, Any], verify: bool) -> None:
         file = self.file(name)
@@ -160,6 +179,8 @@ def sha256_of(file: Path) -> str:
 
 def write_manifest(folder: Path, manifest: dict[str, Any], names: list[str]) -> None:
     """Hash the files `names` into the manifest and write it, last of all."""
-    files = {n: {"bytes": (folder / n).stat().st_size, "sha256": sha256_of(folder / n)} for n in sorted(names)}
+    files = {
+        n: {"bytes": (folder / n).stat().st_size, "sha256": sha256_of(folder / n)} for n in sorted(names)
+    }
     text = json.dumps({"format": FORMAT, **manifest, "files": files}, indent=1, ensure_ascii=False)
     (folder / MANIFEST).write_text(text + "\n", encoding="utf-8")

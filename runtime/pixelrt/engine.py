@@ -18,7 +18,9 @@ class Engine(Protocol):
 
     file: GraphFile
 
-    def __call__(self, inputs: Mapping[str, Array], into: Mapping[str, Array] | None = None) -> dict[str, Array]:
+    def __call__(
+        self, inputs: Mapping[str, Array], into: Mapping[str, Array] | None = None
+    ) -> dict[str, Array]:
         """Run the graph on named inputs and return its named outputs.
 
         into: buffers that named outputs are written to. A buffer may also be an input (a cache updated in

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
@@ -15,9 +16,9 @@ try:
 except ModuleNotFoundError as error:
     raise MissingExtra("onnxruntime", "cpu") from error
 
-# The first release whose CPU provider runs opset 24 (TensorScatter, Attention with a sliced cache).
-IN_PLACE_SINCE = (1, 24)
-NUMPY_TYPES = {
+# The first release whose CPU provider has TensorScatter (tried: 1.23.2 and 1.24.4 lack it, 1.25.0 and 1.31.1 run it).
+IN_PLACE_SINCE = (1, 25)
+NUMPY_TYPES: dict[str, np.dtype[Any]] = {
     "tensor(float)": np.dtype(np.float32),
     "tensor(float16)": np.dtype(np.float16),
     "tensor(int64)": np.dtype(np.int64),
@@ -40,7 +41,9 @@ class OrtEngine:
         self._inputs = {i.name: NUMPY_TYPES[i.type] for i in self._session.get_inputs()}
         self._outputs = [o.name for o in self._session.get_outputs()]
 
-    def __call__(self, inputs: Mapping[str, Array], into: Mapping[str, Array] | None = None) -> dict[str, Array]:
+    def __call__(
+        self, inputs: Mapping[str, Array], into: Mapping[str, Array] | None = None
+    ) -> dict[str, Array]:
         into = into or {}
         binding = self._session.io_binding()
         held = []  # ONNX Runtime borrows the memory of inputs until the run is over
@@ -68,7 +71,12 @@ class OrtBackend:
     name = "onnxruntime-cpu"
 
     def __init__(
-        self, bundle: Bundle, *, activations: str = "float32", compatible: bool | None = None, threads: int = 0
+        self,
+        bundle: Bundle,
+        *,
+        activations: str = "float32",
+        compatible: bool | None = None,
+        threads: int = 0,
     ) -> None:
         """compatible: run the language graph's twin for older runtimes; by default where this one is older."""
         self.bundle, self.activations, self.threads = bundle, activations, threads

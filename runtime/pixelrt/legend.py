@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
+from functools import cache
 from typing import Any
 
 from PIL import Image, ImageDraw, ImageFont
@@ -19,6 +20,12 @@ Piece = tuple[str | int, bool]
 Font = Any  # Pillow returns either of two unrelated classes
 
 
+@cache
+def font_of(size_px: int) -> Font:
+    """Pillow's own font, unpacked once. Letters beyond ASCII show as boxes; answer.json has them right."""
+    return ImageFont.load_default(size=size_px)
+
+
 def panel(
     width: int,
     font_px: int,
@@ -28,7 +35,7 @@ def panel(
     text: str | None,
 ) -> Image.Image:
     """RGB picture `width` pixels wide and as high as its content: one pixel if there is nothing to say."""
-    font = ImageFont.load_default(size=font_px)
+    font = font_of(font_px)
     margin, line_px = font_px, round(font_px * 1.5)
     inner = width - 2 * margin
     blocks = []
@@ -79,7 +86,7 @@ def chip(
     pen, rim = ImageDraw.Draw(tile), max(4, round(font_px / 3))
     pen.rounded_rectangle((0, 0, 4 * wide - 1, 4 * high - 1), 1.3 * high, (16, 16, 16))
     pen.rounded_rectangle((rim, rim, 4 * wide - 1 - rim, 4 * high - 1 - rim), 1.3 * high - rim, colour)
-    font = ImageFont.load_default(size=4 * font_px)
+    font = font_of(4 * font_px)
     pen.text((2 * wide, 2 * high), str(number), ink_on(colour), font, anchor="mm")
     tile = tile.resize((wide, high), Image.Resampling.BOX)
     left, top = round(centre[0] - wide / 2), round(centre[1] - high / 2)
@@ -89,7 +96,7 @@ def chip(
 
 def chip_size(number: int, font_px: int) -> tuple[int, int]:
     """Width and height in pixels."""
-    digits = ImageFont.load_default(size=font_px).getlength(str(number))
+    digits = font_of(font_px).getlength(str(number))
     return round(max(1.3 * font_px, digits + 0.7 * font_px)), round(1.3 * font_px)
 
 

@@ -37,7 +37,7 @@ def draw(
     palette = colours(len(masks))
     picture = _fitted(image)
     canvas = np.array(picture)
-    line_px = max(1, round(max(picture.size) / 560))
+    line_px = max(2, round(max(picture.size) / 430))
     shapes = [_resized(mask.mask, picture.size) for mask in masks]
     # Small ones last, so that what lies on something large stays visible.
     for index in sorted(range(len(masks)), key=lambda i: -int(shapes[i].sum())):
@@ -46,7 +46,7 @@ def draw(
     width, height = picture.size
     beside = height > 1.25 * width
     font_px = max(18, round((height if beside else width) / 44))
-    _number(picture, shapes, palette, max(14, round(font_px * 0.85)))
+    _number(picture, shapes, palette, font_px)
     room = 26 * font_px if beside else max(width, 26 * font_px)
     side = panel(room, font_px, masks, palette, question, text)
     return _joined(picture, side, beside)

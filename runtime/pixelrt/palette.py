@@ -1,8 +1,8 @@
-"""Colours for masks, apart for every reader: the next colour is the one farthest from all before it.
+"""Colours for masks, distinct to colour-blind readers too: the next one is the farthest from all before it.
 
 distance(a, b) = min over normal, protanopic and deuteranopic sight of |Lab(a) - Lab(b)|
 
-Sources: the first seven are Okabe and Ito's (2008); sight matrices of Machado, Oliveira and Fernandes (2009),
+Sources: the first three are Okabe and Ito's (2008); sight matrices of Machado, Oliveira and Fernandes (2009),
 for linear RGB at full severity; CIELAB with the D65 white point.
 """
 
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 Colour = tuple[int, int, int]
 
-_FIRST = ("56B4E9", "E69F00", "009E73", "CC79A7", "F0E442", "0072B2", "D55E00")
+_FIRST = ("56B4E9", "E69F00", "009E73")
 _SIGHT = np.array(
     [
         [[1, 0, 0], [0, 1, 0], [0, 0, 1]],
@@ -45,7 +45,7 @@ def _table(count: int) -> tuple[Colour, ...]:
     level = np.round(np.linspace(0, 255, _STEPS)).astype(int)
     candidates = np.stack(np.meshgrid(level, level, level, indexing="ij"), -1).reshape(-1, 3)
     lightness = _lab(candidates)[0, :, 0]
-    candidates = candidates[(lightness > 30) & (lightness < 95)]  # dark and light outlines stay visible
+    candidates = candidates[(lightness > 36) & (lightness < 95)]  # dark and light outlines stay visible
     first = np.array([[int(code[i : i + 2], 16) for i in (0, 2, 4)] for code in _FIRST])
     places = _lab(candidates)
     nearest = _distance(places, _lab(first)).min(1)

@@ -36,7 +36,9 @@ class PromptBuilder:
     _longest_token: int = 64  # characters; bounds the work spent on a hopeless text
 
     @classmethod
-    def from_manifest(cls, tokenizer: Path, prompt: dict[str, Any], bos: int, max_tokens: int) -> PromptBuilder:
+    def from_manifest(
+        cls, tokenizer: Path, prompt: dict[str, Any], bos: int, max_tokens: int
+    ) -> PromptBuilder:
         return cls(tokenizers.Tokenizer.from_file(str(tokenizer)), prompt["template"], bos, max_tokens)
 
     def __call__(self, question: str) -> Prompt:
@@ -53,7 +55,9 @@ class PromptBuilder:
             )
         text = question if IMAGE in question else self.template.replace("{question}", question)
         if text.count(IMAGE) != 1:
-            raise InputError(f"The prompt names {IMAGE} {text.count(IMAGE)} times; name it once, or not at all.")
+            raise InputError(
+                f"The prompt names {IMAGE} {text.count(IMAGE)} times; name it once, or not at all."
+            )
         head, tail = (self._encode(part) for part in text.split(IMAGE))
         count = 1 + len(head) + len(tail)
         if count >= self.max_tokens:

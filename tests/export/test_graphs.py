@@ -90,7 +90,10 @@ def test_pixel_decoder_takes_any_number_of_targets(golden_bundle_a: Path, target
     hidden = rng.standard_normal((targets, 2, 3, 128), np.float32)
     decode = OrtBackend(bundle).open("pixel_decoder")
     together = decode({"seg_hidden": hidden, **frame.features})["low_res_masks"]
-    alone = [decode({"seg_hidden": hidden[i : i + 1], **frame.features})["low_res_masks"][0] for i in range(targets)]
+    alone = [
+        decode({"seg_hidden": hidden[i : i + 1], **frame.features})["low_res_masks"][0]
+        for i in range(targets)
+    ]
     # Other GEMM shapes round differently; logits here reach 20.
     np.testing.assert_allclose(together, np.stack(alone), atol=3e-4, rtol=0)
 

@@ -48,7 +48,9 @@ def test_answer_equals_the_original(case, compatible: bool, seg_runs: str) -> No
     assert answer.token_ids == want["output_ids"][0, case["P"] :].tolist()
     assert len(answer.masks) == case["N"]
     for i, mask in enumerate(answer.masks):
-        np.testing.assert_allclose(mask.low_res_logits, want["low_res_masks"][i, 0], atol=TOLERANCE["masks"], rtol=0)
+        np.testing.assert_allclose(
+            mask.low_res_logits, want["low_res_masks"][i, 0], atol=TOLERANCE["masks"], rtol=0
+        )
         assert np.count_nonzero(mask.mask != (want["pred_masks"][i] > 0)) == 0
         np.testing.assert_allclose(mask.score, want["mask_scores"][i], atol=TOLERANCE["score"], rtol=0)
 
@@ -71,7 +73,9 @@ def test_encoder_stages(case) -> None:
     valid = want["lm_attention_mask"][0].astype(bool)
     np.testing.assert_array_equal(valid[at : at + len(frame.tokens)], frame.token_valid)
     if "image_tokens_256" in want:
-        np.testing.assert_allclose(frame.tokens, want["image_tokens_256"][0], atol=TOLERANCE["features"], rtol=0)
+        np.testing.assert_allclose(
+            frame.tokens, want["image_tokens_256"][0], atol=TOLERANCE["features"], rtol=0
+        )
         embeddings = np.concatenate([seg.table(prompt.head), frame.tokens, seg.table(prompt.tail)])
         np.testing.assert_allclose(embeddings, want["inputs_embeds"][0], atol=TOLERANCE["features"], rtol=0)
     if "tr0_in_src_ch::8" in want:  # every eighth channel of the neck's deep output, the dense prompt added
@@ -126,7 +130,9 @@ def test_pixel_decoder_stages(case) -> None:
     finally:
         probe.unlink()
     hidden = want["seg_hidden"].reshape(case["N"], 2, 3, -1)
-    fused, level0, low_res = session.run([*stages.values(), "low_res_masks"], {"seg_hidden": hidden, **frame.features})
+    fused, level0, low_res = session.run(
+        [*stages.values(), "low_res_masks"], {"seg_hidden": hidden, **frame.features}
+    )
     np.testing.assert_allclose(fused, want["fused_tokens"], atol=TOLERANCE["decoder"], rtol=0)
     np.testing.assert_allclose(level0, want["level0_masks"], atol=TOLERANCE["masks"], rtol=0)
     np.testing.assert_allclose(low_res, want["low_res_masks"][:, 0], atol=TOLERANCE["masks"], rtol=0)
@@ -144,7 +150,9 @@ def test_malformed_answers(golden, golden_pixellm, golden_bundle_a) -> None:
     assert original.masks == []
     complete = seg.segment(frame, golden["prompts"]["p0"], limit)
     assert complete.token_ids == want["output_ids"][0, -16:].tolist()
-    assert [np.count_nonzero(m.mask != (w > 0)) for m, w in zip(complete.masks, want["pred_masks"], strict=True)] == [0, 0]
+    assert [
+        np.count_nonzero(m.mask != (w > 0)) for m, w in zip(complete.masks, want["pred_masks"], strict=True)
+    ] == [0, 0]
 
 
 def test_targets_in_the_prompt_come_first(golden, golden_pixellm, golden_bundle_a) -> None:

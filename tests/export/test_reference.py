@@ -18,8 +18,8 @@ from pixelrt_export.reference.pixellm import PixelLM  # noqa: E402
 from pixelrt_export.reference.preprocess import fit, preprocess  # noqa: E402
 from safetensors.numpy import load_file  # noqa: E402
 
-# Worst absolute difference from the original seen in float32 over the cases and both procedures, times about 5:
-# sums run in another order here (fused attention).
+# Worst absolute difference seen from the original in float32, times about 5: sums run in another order here
+# (fused attention).
 TOLERANCE = {
     "step_logits": 2e-6,
     "last_hidden": 1e-5,
@@ -45,8 +45,17 @@ def read_model(folder: Path) -> PixelLM:
     )
 
 
-@pytest.mark.parametrize("procedure", ["cached", "original"])
-@pytest.mark.parametrize("name", ["two_targets", "one_target_eos", "zero"])
+@pytest.mark.parametrize(
+    ("name", "procedure"),
+    [
+        ("two_targets", "cached"),
+        pytest.param("two_targets", "original", marks=pytest.mark.slow),  # 17 passes of everything
+        ("one_target_eos", "cached"),
+        ("one_target_eos", "original"),
+        ("zero", "cached"),
+        ("zero", "original"),
+    ],
+)
 def test_every_stage_is_the_original_s(
     name: str, procedure: str, golden_pixellm: Path, request: pytest.FixtureRequest
 ) -> None:
@@ -86,7 +95,9 @@ def test_preprocess_is_the_original_s(golden_pixellm: Path) -> None:
         image = golden[f"{name}.rgb_uint8"]
         np.testing.assert_array_equal(fit(image, 448), golden[f"{name}.resized_uint8"])
         pixels = preprocess(image, 448)[0][:, ::16, ::16]
-        np.testing.assert_allclose(pixels, golden[f"{name}.image_clip_hw::16"].reshape(pixels.shape), atol=1e-6)
+        np.testing.assert_allclose(
+            pixels, golden[f"{name}.image_clip_hw::16"].reshape(pixels.shape), atol=1e-6
+        )
 
 
 def test_constants_are_the_original_s(golden_pixellm: Path, golden_checkpoint_a: Path) -> None:

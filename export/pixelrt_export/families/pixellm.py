@@ -57,13 +57,21 @@ def write_bundle(checkpoint: Checkpoint, sink: Sink, vision_tower: Path | None) 
             cache=cache,
         )
     sink.graph(
-        "pixel_decoder", "pixel_decoder", VISION_OPSET, lambda g: build_pixel_decoder(g, checkpoint.tensor, config, depth)
+        "pixel_decoder",
+        "pixel_decoder",
+        VISION_OPSET,
+        lambda g: build_pixel_decoder(g, checkpoint.tensor, config, depth),
     )
     sink.token_table(checkpoint.tensor("model.embed_tokens.weight"))
     sink.text("tokenizer.json", tokenizer.tokenizer.to_str(pretty=False))
     sink.manifest |= {
         "family": "pixellm",
-        "image": {"size": config.image_size, "patch": config.vision.patch, "mean": list(MEAN), "std": list(STD)},
+        "image": {
+            "size": config.image_size,
+            "patch": config.vision.patch,
+            "mean": list(MEAN),
+            "std": list(STD),
+        },
         "prompt": {"template": TEMPLATE},
         "tokens": _tokens(config, tokenizer),
         "language": {

@@ -43,7 +43,13 @@ def _lerp(source: int, target: int) -> np.ndarray:
 
 
 def clip_tower(
-    g: Graph, tensor: Tensor, vision: VisionConfig, grid: int, layers: tuple[int, ...], pixels: str, patch_valid: str
+    g: Graph,
+    tensor: Tensor,
+    vision: VisionConfig,
+    grid: int,
+    layers: tuple[int, ...],
+    pixels: str,
+    patch_valid: str,
 ) -> list[str]:
     """Patch features (B, P, C) after each layer count in `layers`; nothing beyond the deepest is built.
 
@@ -90,15 +96,15 @@ def _norm(g: Graph, tensor: Tensor, name: str, key: str, x: str, vision: VisionC
 
 
 def _layer(g: Graph, tensor: Tensor, vision: VisionConfig, name: str, key: str, x: str, bias: str) -> str:
-    scale = np.float32((vision.hidden // vision.heads) ** -0.5)
+    scale = (vision.hidden // vision.heads) ** -0.5
 
-    def linear(x: str, leaf: str, factor: np.float32 = np.float32(1)) -> str:
+    def linear(x: str, leaf: str, factor: float = 1.0) -> str:
         part = "self_attn" if leaf.endswith("proj") else "mlp"
         return g.linear(
             x,
             f"{name}.{leaf}",
-            lambda: tensor(f"{key}.{part}.{leaf}.weight").astype(np.float32) * factor,
-            lambda: tensor(f"{key}.{part}.{leaf}.bias").astype(np.float32) * factor,
+            lambda: tensor(f"{key}.{part}.{leaf}.weight").astype(np.float32) * np.float32(factor),
+            lambda: tensor(f"{key}.{part}.{leaf}.bias").astype(np.float32) * np.float32(factor),
         )
 
     y = _norm(g, tensor, f"{name}.layer_norm1", f"{key}.layer_norm1", x, vision)

@@ -54,7 +54,11 @@ def _llama_block(
 
     y = _rms_norm(g, tensor, config, f"{name}.input_layernorm", f"{key}.input_layernorm", x)
     q, k, v = (linear(y, "self_attn", leaf) for leaf in ("q_proj", "k_proj", "v_proj"))
-    q, k, v = g.split_heads(q, config.heads), g.split_heads(k, config.kv_heads), g.split_heads(v, config.kv_heads)
+    q, k, v = (
+        g.split_heads(q, config.heads),
+        g.split_heads(k, config.kv_heads),
+        g.split_heads(v, config.kv_heads),
+    )
     mixed = g.reshape(g.transpose(attend(i, q, k, v), [0, 2, 1, 3]), [0, 0, -1])
     x = g.op("Add", x, linear(mixed, "self_attn", "o_proj"))
 
@@ -121,7 +125,9 @@ class _InPlace:
             read.append(g.op("Slice", present, g.constant([0]), self.seen, g.constant([2])))
         precision = {} if g.activations == "float32" else {"softmax_precision": 1}
         return str(
-            g.op("Attention", q, *read, "attn_mask", is_causal=0, scale=self.config.head_dim**-0.5, **precision)
+            g.op(
+                "Attention", q, *read, "attn_mask", is_causal=0, scale=self.config.head_dim**-0.5, **precision
+            )
         )
 
 
@@ -138,7 +144,8 @@ class _Concat:
         # (B, 1, S, d / 2), the same for every layer
         tables = (_rotary_table(g, self.config, f) for f in (np.cos, np.sin))
         self.cos, self.sin = (
-            g.op("Unsqueeze", g.op("Gather", table, "position_ids", axis=0), g.constant([1])) for table in tables
+            g.op("Unsqueeze", g.op("Gather", table, "position_ids", axis=0), g.constant([1]))
+            for table in tables
         )
         shut = g.constant(float(np.finfo(g.activations).min))
         self.bias = g.op("Unsqueeze", g.op("Where", "attn_mask", g.constant(0.0), shut), g.constant([2]))

@@ -63,9 +63,7 @@ def _projector_hidden(g: Graph, tensor: Tensor, name: str, x: str) -> str:
 
 
 def _linear(g: Graph, tensor: Tensor, x: str, name: str) -> str:
-    return g.linear(
-        x, name, lambda: tensor(f"model.{name}.weight"), lambda: tensor(f"model.{name}.bias")
-    )
+    return g.linear(x, name, lambda: tensor(f"model.{name}.weight"), lambda: tensor(f"model.{name}.bias"))
 
 
 def _mask_features(
@@ -189,9 +187,7 @@ def build_pixel_decoder(g: Graph, tensor: Tensor, config: PixelLMConfig, depth: 
     scales = g.op("Concat", g.constant([1, 1]), g.constant([2, 2]), axis=0)
     scales = g.cast(scales, "float32")
     coarse = g.reshape(coarse, [0, 1, 2 * grid, 2 * grid])
-    coarse = g.op(
-        "Resize", coarse, "", scales, mode="linear", coordinate_transformation_mode="half_pixel"
-    )
+    coarse = g.op("Resize", coarse, "", scales, mode="linear", coordinate_transformation_mode="half_pixel")
     half = g.constant(0.5)
     fine = g.reshape(fine, [0, 1, 4 * grid, 4 * grid])
     masks = g.op("Add", g.op("Mul", coarse, half), g.op("Mul", fine, half))

@@ -89,7 +89,9 @@ class TwoWay:
                 q = self.norm(q, f"{b}.norm1")
 
                 query = self.linear(add(q, tokens), f"{b}.cross_attn_token_to_image.q_proj")
-                q = self.norm(add(q, self.attend(f"{b}.cross_attn_token_to_image", query, key, value)), f"{b}.norm2")
+                q = self.norm(
+                    add(q, self.attend(f"{b}.cross_attn_token_to_image", query, key, value)), f"{b}.norm2"
+                )
 
                 hidden = g.op("Relu", self.linear(q, f"{b}.mlp.lin1"))
                 q = self.norm(add(q, self.linear(hidden, f"{b}.mlp.lin2")), f"{b}.norm3")

@@ -53,10 +53,11 @@ def upsample_mask(
     scores = np.zeros(len(low_res), np.float32)
     boxes = np.zeros((len(low_res), 4), np.int32)
     to_square = taps(low_res.shape[1], square), taps(low_res.shape[2], square)
+    # Taps of the content never read outside it: that is the crop.
     rows, columns = taps(content[0], height), taps(content[1], width)
     band_rows = max(1, BAND_PIXELS // width)
     for index, plane in enumerate(low_res.astype(np.float32, copy=False)):
-        logits = mix(mix(plane, to_square[1], axis=1), to_square[0], axis=0)[: content[0], : content[1]]
+        logits = mix(mix(plane, to_square[1], axis=1), to_square[0], axis=0)
         total = 0.0
         for top in range(0, height, band_rows):
             part = slice(top, top + band_rows)
@@ -77,7 +78,7 @@ def taps(n_in: int, n_out: int) -> Taps:
     position = (scale * (np.arange(n_out, dtype=np.float32) + np.float32(0.5)) - 0.5).astype(np.float32)
     np.maximum(position, np.float32(0), out=position)
     low = np.minimum(position.astype(np.intp), n_in - 1)
-    t = np.clip(position - low.astype(np.float32), np.float32(0), np.float32(1))
+    t = position - low.astype(np.float32)
     return Taps(low, np.minimum(low + 1, n_in - 1), np.float32(1) - t, t)
 
 

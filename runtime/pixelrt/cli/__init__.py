@@ -14,6 +14,7 @@ from pixelrt.errors import InputError, MissingExtra
 
 # Command -> (module:object, what `--help` says)
 OWN = {
+    "run": ("pixelrt.cli.run:run", "Export a checkpoint if need be, then ask about a sample picture."),
     "segment": ("pixelrt.cli.segment:segment", "Ask a bundle about a picture: text, masks and an overlay."),
     "inspect": ("pixelrt.cli.inspect:inspect", "Say what is in a bundle."),
 }

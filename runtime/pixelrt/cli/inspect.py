@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,6 +12,8 @@ from typing import Any
 import click
 
 from pixelrt.cli import debug_option
+
+SHOWN = 8  # of a list or of named entries; --json has them all
 
 
 @click.command()
@@ -27,8 +31,8 @@ def inspect(bundle: Path, as_json: bool) -> None:
         return
     for line in describe(read.manifest):
         click.echo(line)
-    click.echo(f"sha256     {read.sha256}  (of the manifest, which holds the hash of every file)")
-    click.echo(f'\nnext: pixelrt segment {bundle} IMAGE "Segment the mug."')
+    click.echo(f"\nmanifest sha256 {read.sha256} (pins every file: load(…, expect_sha256=…))")
+    click.echo(f"next: {shlex.join(['pixelrt', 'segment', str(bundle), 'IMAGE', 'Segment the mug.'])}")
 
 
 def describe(manifest: dict[str, Any]) -> Iterator[str]:
@@ -36,30 +40,42 @@ def describe(manifest: dict[str, Any]) -> Iterator[str]:
     yield f"{manifest['name']}: {manifest['family']}, bundle format {manifest['format']}"
     for key in ("precision", "image", "prompt", "tokens", "language", "embeddings"):
         if manifest.get(key):
-            yield f"{key:<10} {_inline(manifest[key])}"
-    yield f"{'license':<10} {_inline(manifest.get('license') or 'not stated')}"
-    yield ""
-    for name, graph in manifest.get("graphs", {}).items():
+            yield f"{key:<10}  {_inline(manifest[key])}"
+    yield f"{'license':<10}  {_inline(manifest.get('license') or 'not stated')}"
+    for key, value in manifest.get("provenance", {}).items():
+        yield f"{'from':<10}  {key}" + ("" if isinstance(value, dict) else f" {_inline(value)}")
+        if isinstance(value, dict):
+            yield from (f"{'':<12}  {name}: {_inline(item)}" for name, item in list(value.items())[:SHOWN])
+            if len(value) > SHOWN:
+                yield f"{'':<12}  … {len(value)} in all"
+    for name, graph in manifest["graphs"].items():
         facts = ", ".join(f"{key} {graph[key]}" for key in ("opset", "cache") if graph.get(key) is not None)
-        yield f"graph {name}" + (f" ({facts})" if facts else "")
+        yield f"\ngraph {name}" + (f" ({facts})" if facts else "")
         for side in ("inputs", "outputs"):
-            for tensor in graph.get(side, []):
-                shape = ", ".join(str(size) for size in tensor["shape"])
-                yield f"  {side[:-1]:<6}  {tensor['name']:<16}  {tensor['dtype']:<12} [{shape}]"
-        for entry in graph.get("files", []):
-            yield f"  file    {_inline(entry)}"
-    files = manifest.get("files", {})
-    total = sum(entry["bytes"] for entry in files.values())
-    yield ""
-    yield f"{len(files)} files, {size_words(total)}"
+            for tensor, dtype, shape in _tensor_rows(graph.get(side, [])):
+                yield f"  {side[:-1]:<6}  {tensor:<20}  {dtype:<11}  [{shape}]"
+        for entry in graph["files"]:
+            facts = ", ".join(f"{key} {_inline(value)}" for key, value in entry.items() if key != "file")
+            yield f"  file    {entry['file']}" + (f" ({facts})" if facts else "")
+    files = manifest["files"]
+    yield f"\n{len(files)} files, {size_words(sum(entry['bytes'] for entry in files.values()))}"
     width = max(map(len, files), default=0)
     for name, entry in sorted(files.items()):
         yield f"  {name:<{width}}  {size_words(entry['bytes']):>9}  sha256 {entry['sha256'][:16]}…"
-    if manifest.get("provenance"):
-        yield "\nprovenance"
-        for key, value in manifest["provenance"].items():
-            yield f"  {key}: {_inline(value)}"
-    yield ""
+
+
+def _tensor_rows(tensors: list[dict[str, Any]]) -> list[tuple[str, str, str]]:
+    """Name, dtype, shape; the same tensor of every layer in one row: `past.0…31.key`."""
+    rows: dict[tuple[str, str, str], list[str]] = {}
+    for tensor in tensors:
+        number = re.search(r"(?<=\.)\d+(?=\.)", tensor["name"])
+        pattern = tensor["name"] if number is None else tensor["name"].replace(f".{number[0]}.", ".{}.")
+        key = (pattern, str(tensor["dtype"]), ", ".join(map(str, tensor["shape"])))
+        rows.setdefault(key, []).append(number[0] if number else "")
+    return [
+        (name.replace("{}", seen[0] if len(seen) == 1 else f"{seen[0]}…{seen[-1]}"), dtype, shape)
+        for (name, dtype, shape), seen in rows.items()
+    ]
 
 
 def size_words(count: int) -> str:
@@ -76,6 +92,6 @@ def _inline(value: Any) -> str:
     if isinstance(value, dict):
         return ", ".join(f"{key} {_inline(item)}" for key, item in value.items())
     if isinstance(value, list):
-        items = [_inline(item) for item in value[:8]]
-        return "[" + ", ".join(items + ([f"… {len(value)} in all"] if len(value) > 8 else [])) + "]"
+        more = [f"… {len(value)} in all"] if len(value) > SHOWN else []
+        return "[" + ", ".join([*map(_inline, value[:SHOWN]), *more]) + "]"
     return json.dumps(value, ensure_ascii=False) if isinstance(value, str) and "\n" in value else str(value)

@@ -151,11 +151,17 @@ class PixelLM:
                 score=float(scores[i]),
                 label=known[i][0],
                 span=known[i][1],
-                box=None if not masks[i].any() else tuple(int(v) for v in boxes[i]),
+                box=_box(boxes[i]),
                 low_res_logits=low_res[i],
             )
             for i in range(count)
         ]
+
+
+def _box(row: Array) -> tuple[int, int, int, int] | None:
+    """None for an empty mask, whose box is all zeros."""
+    x0, y0, x1, y1 = (int(value) for value in row)
+    return (x0, y0, x1, y1) if x1 > x0 else None
 
 
 @contextmanager
@@ -164,4 +170,3 @@ def _stage(timing: dict[str, float], name: str) -> Iterator[None]:
     start = time.perf_counter()
     yield
     timing[name] = (time.perf_counter() - start) * 1e3
-

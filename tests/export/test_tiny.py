@@ -1,0 +1,173 @@
+"""Scenes, questions, tokenizer, packed training rows and scoring; the shipped tiny checkpoint."""
+
+from __future__ import annotations
+
+import json
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch", reason="needs the train extra")
+pytest.importorskip("sentencepiece", reason="needs the train extra")
+pytest.importorskip("skimage", reason="needs the train extra")
+
+from pixelrt_export.reference.generate import Reference  # noqa: E402
+from pixelrt_export.tiny import evaluate  # noqa: E402
+from pixelrt_export.tiny.backgrounds import HELD_OUT, TRAINED  # noqa: E402
+from pixelrt_export.tiny.checkpoint import new_model, read_checkpoint, vocab_size  # noqa: E402
+from pixelrt_export.tiny.losses import answer_hidden  # noqa: E402
+from pixelrt_export.tiny.questions import KINDS, caption, question  # noqa: E402
+from pixelrt_export.tiny.rows import Packer  # noqa: E402
+from pixelrt_export.tiny.scenes import scene  # noqa: E402
+from pixelrt_export.tiny.tokenizer import IMAGE_ID, Tokenizer, train_model  # noqa: E402
+
+ROOT = Path(__file__).resolve().parents[2]
+SHIPPED = ROOT / "checkpoints" / "pixellm-tiny"
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Tokenizer:
+    return Tokenizer(train_model(scenes=100, pieces=560))
+
+
+def test_a_seed_is_a_scene() -> None:
+    first, again, other = scene(7), scene(7), scene(8)
+    np.testing.assert_array_equal(first.image, again.image)
+    assert first.things == again.things
+    assert first.image.shape != other.image.shape or (first.image != other.image).any()
+
+
+def test_masks_are_disjoint_visible_and_left_to_right() -> None:
+    shapes = set()
+    for seed in range(40):
+        drawn = scene(seed)
+        shapes.add(drawn.image.shape[:2])
+        assert max(drawn.image.shape) == 140 and drawn.image.dtype == np.uint8
+        assert 2 <= len(drawn.things) <= 5
+        assert [t.x for t in drawn.things] == sorted(t.x for t in drawn.things)
+        assert set(np.unique(drawn.labels)) == {0} | {t.label for t in drawn.things}
+        for thing in drawn.things:
+            columns = np.nonzero(drawn.mask(thing))[1]
+            assert len(columns) > 50 and abs(columns.mean() + 0.5 - thing.x) < 1e-6
+    assert len(shapes) > 5  # some are not square
+
+
+def test_a_larger_scene_is_the_same_scene() -> None:
+    small, large = scene(3), scene(3, long_side=420)
+    assert [t.name for t in small.things] == [t.name for t in large.things]
+    for a, b in zip(small.things, large.things, strict=True):
+        assert evaluate.iou(small.mask(a), large.mask(b)[1::3, 1::3]) > 0.85
+
+
+def test_held_out_photographs_are_not_trained_on() -> None:
+    assert not set(HELD_OUT) & set(TRAINED) and len(HELD_OUT) == 3
+
+
+def test_answers_mark_their_targets() -> None:
+    rng, seen = random.Random(0), set()
+    for seed in range(60):
+        things = scene(seed).things
+        for _ in range(8):
+            asked = question(things, rng)
+            seen.add(asked.kind)
+            assert asked.answer.count("[SEG]") == len(asked.targets)
+            assert (asked.kind == "refusal") == (not asked.targets)
+            for name, thing in zip(asked.answer.split("[SEG]"), asked.targets, strict=False):
+                assert name.rstrip().endswith(thing.name)
+    assert seen == set(KINDS)
+
+
+def test_ids_are_the_original_tokenizer_s(golden_pixellm: Path) -> None:
+    ours = Tokenizer.read(golden_pixellm / "tokenizer")
+    for case in json.loads((golden_pixellm / "tokenizer" / "golden_tokens.json").read_text()):
+        if "text" not in case:
+            continue
+        parts = case["text"].split("<image>")
+        ids = [1]
+        for part in parts:
+            ids += ([IMAGE_ID] if len(ids) > 1 else []) + ours.encode(part)
+        assert ids == case["ids"], case["text"]
+
+
+def test_text_survives_the_vocabulary(tokenizer: Tokenizer) -> None:
+    rng = random.Random(1)
+    for seed in range(30):
+        things = scene(seed).things
+        for asked in (caption(things), question(things, rng)):
+            assert tokenizer.text(tokenizer.answer(asked.answer)) == asked.answer
+    assert tokenizer.prompt("Segment the red circle.").count(IMAGE_ID) == 1
+    assert tokenizer.text(tokenizer.encode("crème brûlée 犬")) == "crème brûlée 犬"  # by bytes
+
+
+def test_packed_rows_are_separate_questions(tokenizer: Tokenizer) -> None:
+    """Each packed question sees what it would see alone: same hidden states as plain prompts have."""
+    torch.manual_seed(0)
+    net = new_model(vocab_size(tokenizer)).eval()
+    reference, packer = Reference(net, tokenizer.seg_ids), Packer(tokenizer, net.sizes.token_grid**2)
+    drawn = scene(31)  # not square: some image tokens are padding
+    assert drawn.image.shape[0] != drawn.image.shape[1]
+    rows = packer.pack([list(drawn.things)], 3, random.Random(2))
+    rng = random.Random(2)
+    asked = [caption(drawn.things), *(question(drawn.things, rng) for _ in range(3))]
+    with torch.inference_mode():
+        from pixelrt_export.reference.preprocess import preprocess
+
+        pixels, fitted = preprocess(drawn.image, net.sizes.image_size)
+        features = net.encode(torch.from_numpy(pixels)[None], [fitted])
+        packed = answer_hidden(net, packer, rows, features)[0]
+        for segment, q in enumerate(asked, start=1):
+            ids = tokenizer.prompt(q.text) + tokenizer.answer(q.answer)
+            alone, _, _ = reference._forward(ids, features)
+            labels = rows.labels[0][rows.segment[0] == segment]
+            ours = packed[rows.segment[0] == segment][labels >= 0]
+            answer = len(ours)
+            torch.testing.assert_close(ours, alone[0, -answer - 1 : -1], atol=1e-4, rtol=0)
+            assert labels[labels >= 0].tolist() == ids[-answer:]
+
+
+def test_scores_of_a_perfect_and_of_a_silent_model() -> None:
+    truth: dict[bytes, dict[str, evaluate.Reply]] = {}
+    for seed in range(evaluate.SEED_BASE, evaluate.SEED_BASE + 4):
+        for photographs in evaluate.GROUPS.values():
+            drawn = scene(seed, photographs=photographs)
+            for q in evaluate.questions_about(drawn, seed):
+                masks = np.array([drawn.mask(t) for t in q.targets]).reshape(-1, *drawn.labels.shape)
+                truth.setdefault(drawn.image.tobytes(), {})[q.text] = evaluate.Reply([], q.answer, masks)
+    perfect = list(evaluate.ask(lambda image, text: truth[image.tobytes()][text], 4, evaluate.SEED_BASE, 140))
+    row = evaluate.report(perfect)["held-out seeds"]["all"]
+    assert row["exact"] == (1, 0) and row["iou"] == (1, 0) and row["refused"] == (1, 0)
+
+    def silent(image: np.ndarray, text: str) -> evaluate.Reply:
+        return evaluate.Reply([1], "", np.zeros((0, *image.shape[:2]), bool))
+
+    mute = list(evaluate.ask(silent, 4, evaluate.SEED_BASE, 140))
+    row = evaluate.report(mute)["held-out seeds"]["all"]
+    assert row["exact"] == (0, 0) and row["iou"] == (0, 0) and row["refused"] == (1, 0)
+    assert evaluate.agreement(perfect, mute)["same_tokens"] == 0
+
+
+@pytest.mark.skipif(not SHIPPED.exists(), reason="no shipped checkpoint")
+def test_the_shipped_checkpoint_answers() -> None:
+    assert sum(f.stat().st_size for f in SHIPPED.rglob("*") if f.is_file()) < 10e6
+    net, tokenizer = read_checkpoint(SHIPPED)
+    assert vocab_size(tokenizer) == net.sizes.llama.vocab_size
+    answer = evaluate.reference_answerer(SHIPPED)
+    row = evaluate.report(list(evaluate.ask(answer, 12, evaluate.SEED_BASE, 140)))["held-out seeds"]["all"]
+    assert row["exact"][0] > 0.6 and row["iou"][0] > 0.5  # loose: 12 scenes
+
+
+@pytest.mark.slow
+def test_smoke_training_resumes_nothing_and_writes_a_checkpoint(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "pixelrt_export.tiny.train", "--smoke", "--out", str(tmp_path)]
+    subprocess.run(command, check=True, timeout=180, cwd=ROOT / "export")
+    net, _ = read_checkpoint(tmp_path / "checkpoint")
+    assert all(torch.isfinite(p).all() for p in net.parameters())
+    assert (tmp_path / "log.jsonl").read_text().count("\n") >= 1
+    again = subprocess.run(
+        command, check=True, timeout=180, cwd=ROOT / "export", capture_output=True, text=True
+    )
+    assert "done" in again.stdout  # its time is spent: a second start only writes the checkpoint again

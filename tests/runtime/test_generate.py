@@ -1,0 +1,172 @@
+"""Greedy decoding over a scripted language model: what is read, what is kept, when it ends."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+from pixelrt.bundle import GraphFile, Tensor
+from pixelrt.errors import InputError
+from pixelrt.generate import Codebook, Generation, generate, prompt_rows
+from pixelrt.language import Context
+
+SEG = (90, 91, 92, 93, 94, 95)
+CODEBOOK = Codebook(SEG)
+EOS = 2
+PROMPT = [1, 10, 11]
+WIDTH = 4
+
+
+def table(ids: Sequence[int]) -> np.ndarray:
+    """The embedding of a token is its id, four times."""
+    return np.repeat(np.asarray(ids, np.float32)[:, None], WIDTH, axis=1)
+
+
+class Script:
+    """A language model whose next token depends on the last one alone; hidden state = (token read, row, …).
+
+    `reads` lists the tokens of every call, so a test sees how many forwards there were and what they held.
+    """
+
+    def __init__(self, successor: Mapping[int, int], cache: str = "concat") -> None:
+        past = tuple(Tensor(f"past.0.{part}", "activations", ("B", 1, "P", 1)) for part in ("key", "value"))
+        self.file = GraphFile(Path("none"), "float32", 21, cache, past, ())
+        self.successor, self.reads, self.masks = successor, [], []
+
+    def __call__(self, inputs, into=None):
+        tokens = inputs["inputs_embeds"][0, :, 0].astype(int)
+        self.reads.append(tokens.tolist())
+        self.masks.append(inputs["attn_mask"][0, 0])
+        rows = inputs["logit_rows"]
+        logits = np.zeros((1, len(rows), 100), np.float32)
+        for i, row in enumerate(rows):
+            logits[0, i, self.successor[int(tokens[row])]] = 1
+        hidden = np.zeros((1, len(rows), WIDTH), np.float32)
+        hidden[0, :, 0] = tokens[rows]
+        grown = inputs["past.0.key"].shape[2] + len(tokens)
+        cache = np.zeros((1, 1, grown, 1), np.float32)
+        return {"logits": logits, "hidden": hidden, "present.0.key": cache, "present.0.value": cache}
+
+
+def chain(*tokens: int) -> dict[int, int]:
+    return dict(pairwise(tokens))
+
+
+def answer(
+    engine: Script, *, limit: int = 50, seg_runs: str = "complete", prompt: Sequence[int] = PROMPT
+) -> Generation:
+    rows = prompt_rows(prompt[1:], 1, CODEBOOK)
+    visible = np.ones(len(prompt), bool)
+    context = Context(engine, len(prompt) + limit + 5)
+    return generate(
+        context,
+        table,
+        table(prompt),
+        visible,
+        rows,
+        CODEBOOK,
+        eos=EOS,
+        max_new_tokens=limit,
+        seg_runs=seg_runs,
+    )
+
+
+def predicted_by(generation: Generation) -> list[int]:
+    """The token whose hidden state was kept for each codebook token."""
+    return [int(h[0]) for h in generation.seg_hidden]
+
+
+@pytest.mark.parametrize("seg_runs", ["complete", "original"])
+def test_each_codebook_token_keeps_the_state_that_predicted_it(seg_runs: str) -> None:
+    engine = Script(chain(11, 20, *SEG, 21, EOS))
+    got = answer(engine, seg_runs=seg_runs)
+    assert got.token_ids == [20, *SEG, 21, EOS]
+    assert predicted_by(got) == [20, *SEG[:-1]]
+    assert got.targets(CODEBOOK).shape == (1, 6, WIDTH)
+
+
+def test_a_run_is_read_in_one_step() -> None:
+    engine = Script(chain(11, 20, *SEG, 21, EOS))
+    answer(engine)
+    assert engine.reads == [PROMPT, [20], list(SEG), [21]]
+    original = Script(chain(11, 20, *SEG, 21, EOS))
+    answer(original, seg_runs="original")
+    assert len(original.reads) == 9  # one a token
+
+
+def test_a_broken_run_is_completed_or_drops_all() -> None:
+    """The model leaves the run after its third token."""
+    script = chain(11, *SEG[:3], 21, EOS) | {SEG[3]: 0, SEG[4]: 0, SEG[5]: 22, 22: EOS}
+    complete = answer(Script(script))
+    assert complete.token_ids == [*SEG, 22, EOS]
+    assert len(complete.targets(CODEBOOK)) == 1
+    original = answer(Script(script), seg_runs="original")
+    assert original.token_ids == [*SEG[:3], 21, EOS]
+    assert original.targets(CODEBOOK) is None
+
+
+def test_a_run_that_begins_in_the_middle_is_a_whole_run() -> None:
+    complete = answer(Script({11: SEG[2]} | dict.fromkeys(SEG, EOS)))
+    assert complete.token_ids == [*SEG, EOS]
+
+
+@pytest.mark.parametrize("limit", [1, 2, 3, 6, 7, 8])
+def test_limit(limit: int) -> None:
+    """max_new_tokens holds exactly in `original`; in `complete` a begun run is finished first."""
+    whole = [20, *SEG, 21, 22, EOS]
+    original = answer(Script(chain(11, *whole)), limit=limit, seg_runs="original")
+    assert original.token_ids == whole[:limit]
+    complete = answer(Script(chain(11, *whole)), limit=limit)
+    assert complete.token_ids == (whole[:limit] if limit == 1 else whole[: max(limit, 7)])
+    assert len(complete.seg_hidden) == (0 if limit == 1 else 6)
+
+
+def test_nothing_is_read_after_the_last_token() -> None:
+    engine = Script(chain(11, 20, *SEG))
+    answer(engine, limit=7)
+    assert engine.reads == [PROMPT, [20], list(SEG[:-1])]
+
+
+def test_codebook_tokens_of_the_prompt_come_first() -> None:
+    engine = Script(chain(11, *SEG, 12) | {12: 20, 20: EOS} | chain(1, 10, 11))
+    prompt = [1, 10, 11, *SEG, 12]
+    got = answer(engine, prompt=prompt)
+    assert predicted_by(got) == [11, *SEG[:-1]]
+    with pytest.raises(InputError, match="multiple of 6"):
+        answer(Script(chain(1, 10, 11, *SEG, EOS)), prompt=[1, 10, *SEG[:4], 11])
+
+
+def test_ties_go_to_the_first() -> None:
+    engine = Script({11: 20, 20: EOS})
+    call = engine.__call__
+
+    def tied(inputs, into=None):
+        out = call(inputs, into)
+        out["logits"][..., 50] = out["logits"].max()
+        return out
+
+    tied.file = engine.file
+    assert answer(tied).token_ids[0] == 20
+
+
+@pytest.mark.parametrize(
+    ("limit", "seg_runs", "sentence"), [(0, "complete", "1 or more"), (5, "all", "Choose one")]
+)
+def test_bad_settings(limit: int, seg_runs: str, sentence: str) -> None:
+    with pytest.raises(InputError, match=sentence):
+        answer(Script({11: EOS}), limit=limit, seg_runs=seg_runs)
+
+
+def test_mask_is_causal_and_hides_padding() -> None:
+    engine = Script(chain(11, 20, 21, EOS))
+    context = Context(engine, 10)
+    visible = np.array([True, False, True])
+    context(table(PROMPT), [2], visible)
+    context(table([20, 21]), [1])
+    assert engine.masks[0].tolist() == [[1, 0, 0], [1, 0, 0], [1, 0, 1]]
+    assert engine.masks[1].tolist() == [[1, 0, 1, 1, 0], [1, 0, 1, 1, 1]]
+    with pytest.raises(ValueError, match="cannot take 11"):
+        context(table([20] * 6), [0])

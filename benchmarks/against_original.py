@@ -27,14 +27,14 @@ from pixelrt_export.checkpoint import Checkpoint
 from pixelrt_export.export import export_bundle
 from pixelrt_export.reference.generate import Reference
 from pixelrt_export.reference.pixellm import PixelLM
-from pixelrt_export.vision_tower import find_vision_tower
+from pixelrt_export.vision_tower import find_vision_tower, open_vision_tower
 
 QUESTION = "Can you segment the dog in this image?"
 
 
 def load_reference(checkpoint: Path, seg_ids: list[int]) -> Reference:
     main = Checkpoint.open(checkpoint)
-    clip = Checkpoint.open(find_vision_tower(checkpoint, main.config))
+    clip = open_vision_tower(find_vision_tower(checkpoint, main.config))
     tensors, clip_tensors = (
         {key: c.tensor(key).astype(np.float32) for key in c.shapes()} for c in (main, clip)
     )

@@ -10,7 +10,7 @@ import fnmatch
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -90,6 +90,10 @@ class Checkpoint:
     def tensor(self, key: str) -> np.ndarray:
         """The tensor as stored (bfloat16 as ml_dtypes.bfloat16), read-only."""
         return self._entry(key).read()
+
+    def with_prefix(self, prefix: str) -> Checkpoint:
+        """The same files, every tensor named prefix + its name."""
+        return replace(self, _entries={prefix + key: entry for key, entry in self._entries.items()})
 
     def _entry(self, key: str) -> Entry:
         if key not in self._entries:

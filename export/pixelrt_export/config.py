@@ -132,9 +132,9 @@ class PixelLMConfig:
 def require_pixellm(config: Mapping[str, Any], where: str) -> None:
     """Refuse another model's config.json."""
     wanted, kind = "PixelLMForCausalLM", "llava"
-    architectures = config.get("architectures") or [wanted]
-    if wanted not in architectures or config.get("model_type") != kind:
+    architectures, got = config.get("architectures") or [wanted], config.get("model_type")
+    if not isinstance(architectures, list) or wanted not in architectures or got != kind:
         raise InputError(
-            f"{where} is a {', '.join(map(str, architectures))} of model_type {config.get('model_type')!r}; "
-            f"this export reads {wanted} of model_type {kind!r}"
+            f"{where}: its config.json describes a {architectures!r} of model_type {got!r}; this export "
+            f"reads [{wanted!r}] of model_type {kind!r}"
         )

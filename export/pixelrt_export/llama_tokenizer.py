@@ -2,8 +2,8 @@
 
 PixelLM was trained with transformers 4.31's slow LlamaTokenizer, whose habits later versions dropped: text is
 cut at added tokens, white space around one is removed unless its AddedToken says otherwise, and each piece
-between is encoded by sentencepiece on its own, with its own leading space. Byte-pair merging by piece score is
-the same thing as a merge list ordered by score, so the runtime needs no sentencepiece.
+between is encoded by sentencepiece on its own, with its own leading space. Merging by piece score is the
+same as a merge list ordered by score, so the runtime needs no sentencepiece.
 
 One difference is known and left: Python strips U+001C to U+001F as white space, `tokenizers` does not.
 """
@@ -22,6 +22,7 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalize
 from pixelrt_export.checkpoint import file_inside, read_json
 
 NORMAL, UNKNOWN, CONTROL, BYTE = 1, 2, 3, 6  # sentencepiece's piece types that LLaMA has
+RETAKE = "take the file from the release"
 BPE = 2  # sentencepiece's model_type
 SPACE = "▁"
 SPECIAL = {
@@ -56,8 +57,8 @@ def read_llama_tokenizer(folder: Path) -> LlamaTokenizer:
     settings = _read_if_present(folder, "tokenizer_config.json")
     if settings.get("legacy") is False:
         raise InputError(
-            f"{folder / 'tokenizer_config.json'} says legacy: false, and this export writes the legacy tokenizer "
-            "(transformers 4.31) that PixelLM was trained with: take the file from the release"
+            f"{folder / 'tokenizer_config.json'} says legacy: false, and PixelLM was trained with the legacy "
+            f"tokenizer (transformers 4.31): {RETAKE}"
         )
     added = _read_added(folder, len(pieces.vocab))
     special, strips = _special_tokens(settings, _read_if_present(folder, "special_tokens_map.json"))
@@ -105,8 +106,7 @@ def _ids(added_tokens: Mapping[str, int], names: list[str]) -> list[int]:
     missing = [name for name in names if name not in added_tokens]
     if missing:
         raise InputError(
-            f"added_tokens.json lacks {', '.join(missing)}, which the model's prompts and answers are made of: "
-            "take the file from the release"
+            f"added_tokens.json lacks {', '.join(missing)}, which prompts and answers are made of: {RETAKE}"
         )
     return [added_tokens[name] for name in names]
 
@@ -122,7 +122,7 @@ def _read_pieces(path: Path) -> _Pieces:
         wanted = "download it again (a Git LFS pointer? run  git lfs pull)"
         raise InputError(f"{path} is no sentencepiece model: {wanted}") from error
     trainer, normalizer = model.trainer_spec, model.normalizer_spec
-    wanted = {
+    checks = {
         "a BPE model": trainer.model_type == BPE,
         "no text normalisation": normalizer.name == "identity" or not normalizer.precompiled_charsmap,
         "add_dummy_prefix": normalizer.add_dummy_prefix,
@@ -134,7 +134,7 @@ def _read_pieces(path: Path) -> _Pieces:
         ),
         "one unknown piece": sum(piece.type == UNKNOWN for piece in model.pieces) == 1,
     }
-    failed = [name for name, met in wanted.items() if not met]
+    failed = [name for name, met in checks.items() if not met]
     if failed:
         raise InputError(
             f"{path} is no LLaMA tokenizer: wanted {', '.join(failed)}; take it from the release"
@@ -152,7 +152,7 @@ def _read_pieces(path: Path) -> _Pieces:
             if lost
             else "distinct pieces"
         )
-        raise InputError(f"{path} lacks {what}: take the file from the release")
+        raise InputError(f"{path} lacks {what}: {RETAKE}")
     return _Pieces(vocab, scores, unk, trainer.byte_fallback)
 
 
@@ -188,8 +188,8 @@ def _read_if_present(folder: Path, name: str) -> dict[str, Any]:
 def _read_added(folder: Path, first: int) -> dict[str, int]:
     added = read_json(file_inside(folder, "added_tokens.json"))
     path = folder / "added_tokens.json"
-    if not all(type(i) is int for i in added.values()):
-        raise InputError(f"{path} must map texts to whole numbers: take the file from the release")
+    if not all(type(i) is int for i in added.values()) or "" in added:
+        raise InputError(f"{path} must map texts to whole numbers: {RETAKE}")
     added = dict(sorted(added.items(), key=lambda item: item[1]))
     if list(added.values()) != list(range(first, first + len(added))):
         raise InputError(
@@ -204,22 +204,25 @@ def _special_tokens(
 ) -> tuple[dict[str, str], dict[str, tuple[bool, bool]]]:
     """(role -> text, text -> (lstrip, rstrip)) of the special tokens.
 
-    special_tokens_map.json overrides tokenizer_config.json. A plain text strips on both sides in the former; of
-    the latter's, and of its own defaults, the slow tokenizer makes AddedTokens, which strip nothing.
+    special_tokens_map.json overrides tokenizer_config.json. A plain text strips on both sides in the former;
+    of the latter's, and of its own defaults, the slow tokenizer makes AddedTokens, which strip nothing.
     """
     roles: dict[str, str] = {}
     strips: dict[str, tuple[bool, bool]] = {}
-    entries: list[tuple[str, Any, bool]] = []
+    entries: list[tuple[str, Any, bool]] = []  # role, token, whether a plain text strips
     for role, default in SPECIAL.items():
-        if names.get(role) is not None:
-            entries.append((role, names[role], True))
-        else:
-            entries.append((role, settings.get(role, default), False))
-    entries += [("", token, True) for token in names.get("additional_special_tokens") or ()]
+        stated = names.get(role)
+        entries.append((role, stated or settings.get(role) or default, stated is not None))
+    more = names.get("additional_special_tokens") or []
+    entries += [("", token, True) for token in (more if isinstance(more, list) else [more])]
     for role, token, plain_strips in entries:
         if token is None:
             continue
-        text = token["content"] if isinstance(token, dict) else token
+        text = token.get("content") if isinstance(token, dict) else token
+        if not isinstance(text, str) or not text:
+            raise InputError(
+                f"special_tokens_map.json or tokenizer_config.json names {token!r} as a token: {RETAKE}"
+            )
         if role:
             roles[role] = text
         if isinstance(token, dict):

@@ -6,6 +6,7 @@ checked: what the graphs do not express is refused by name, so that all that fol
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import SimpleNamespace
@@ -74,6 +75,8 @@ def language_config(config: Mapping[str, Any], kind: str, where: str = "The chec
     require_fixed(config, FIXED_TEXT, where)
     defaults = {"max_position_embeddings": 2048, "rope_theta": 10000.0} | TEXT_DEFAULTS[kind]
     values = {"num_key_value_heads": config.get("num_attention_heads")} | defaults | stated(config)
+    for key in (TEXT_NORM_EPS[kind], "rope_theta", "partial_rotary_factor"):
+        positive(values, key, where)
     for key in ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "vocab_size"):
         count(values, key, where)
     count(values, "num_key_value_heads", where)
@@ -81,7 +84,7 @@ def language_config(config: Mapping[str, Any], kind: str, where: str = "The chec
     text = NormalizedConfigManager.get_normalized_config_class(kind)(SimpleNamespace(**values))
 
     hidden, heads, kv_heads = text.hidden_size, text.num_attention_heads, text.config.num_key_value_heads
-    head_dim = values.get("head_dim", hidden // heads)
+    head_dim = count(values, "head_dim", where, hidden // heads or 1)
     rotary_dims = int(head_dim * text.partial_rotary_factor)
     if hidden != heads * head_dim or heads % kv_heads or rotary_dims % 2:
         raise InputError(
@@ -111,6 +114,8 @@ def vision_config(clip: Mapping[str, Any], where: str = "CLIP") -> VisionConfig:
     from optimum.utils.normalized_config import NormalizedVisionConfig
 
     nested = clip.get("vision_config") or clip
+    if not isinstance(nested, Mapping):
+        raise InputError(f"{where}: vision_config is {nested!r} in its config.json, wanted an object {{…}}")
     kind = nested.get("model_type", clip.get("model_type"))
     if kind not in ("clip", "clip_vision_model"):
         wanted = "clip or clip_vision_model"
@@ -121,6 +126,7 @@ def vision_config(clip: Mapping[str, Any], where: str = "CLIP") -> VisionConfig:
     for key, default in CLIP_DEFAULTS.items():
         if type(default) is int:
             count(values, key, where)
+    positive(values, "layer_norm_eps", where)
     vision = NormalizedVisionConfig(SimpleNamespace(**values))
 
     if vision.num_channels != 3 or vision.hidden_act not in ("quick_gelu", "gelu"):
@@ -155,6 +161,13 @@ def count(config: Mapping[str, Any], key: str, where: str, default: int | None =
     if type(value) is not int or value < 1:
         raise InputError(f"{where}: {key} is {value!r} in its config.json, wanted a whole number above 0")
     return value
+
+
+def positive(config: Mapping[str, Any], key: str, where: str) -> float:
+    value = config[key]
+    if type(value) not in (int, float) or not 0 < value < math.inf:
+        raise InputError(f"{where}: {key} is {value!r} in its config.json, wanted a number above 0")
+    return float(value)
 
 
 def require_fixed(config: Mapping[str, Any], fixed: Mapping[str, Any], where: str) -> None:

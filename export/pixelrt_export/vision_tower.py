@@ -8,7 +8,7 @@ from typing import Any
 
 from pixelrt.errors import InputError
 
-from pixelrt_export.checkpoint import DeadTensor
+from pixelrt_export.checkpoint import Checkpoint, DeadTensor
 from pixelrt_export.config import PixelLMConfig
 from pixelrt_export.shards import Shape
 
@@ -44,6 +44,17 @@ def find_vision_tower(checkpoint: Path, config: Mapping[str, Any], flag: Path | 
         f"{checkpoint} needs its CLIP vision tower, and none is in or beside it: {source} and give its "
         f"folder with --vision-tower DIR, or name it {folder.parent / 'clip'}"
     )
+
+
+def open_vision_tower(folder: Path) -> Checkpoint:
+    """A CLIPModel's or CLIPVisionModel's folder, tensors named as a CLIPModel's: `vision_model.…`.
+
+    transformers 5 saves a CLIPVisionModel without that prefix.
+    """
+    tower = Checkpoint.open(folder)
+    names = tower.shapes()
+    bare = "embeddings.class_embedding" in names and not any("vision_model." in name for name in names)
+    return tower.with_prefix("vision_model.") if bare else tower
 
 
 def _hub_id(named: str) -> str:

@@ -177,6 +177,13 @@ def test_validity_follows_nearest_resizing(size: int, patch: int, shape: tuple[i
     assert np.array_equal(got.token_valid, patches[::2, ::2].ravel())
 
 
+@pytest.mark.parametrize(
+    ("shape", "content"), [((101, 151), (300, 448)), ((151, 101), (448, 300)), ((480, 640), (336, 448))]
+)
+def test_sides_are_rounded_to_nearest(shape: tuple[int, int], content: tuple[int, int]) -> None:
+    assert prepare(np.zeros((*shape, 3), np.uint8), SPEC).content == content
+
+
 def test_validity_equals_the_original(golden_pixellm: Path) -> None:
     load_file = pytest.importorskip("safetensors.numpy").load_file
     for case, image in [("two_targets", "land"), ("one_target_eos", "port"), ("zero", "square")]:
@@ -189,9 +196,14 @@ def test_validity_equals_the_original(golden_pixellm: Path) -> None:
 
 @pytest.mark.parametrize(
     "change",
-    [{"size": 450}, {"size": 14}, {"size": "448"}, {"size": True}, {"patch": 0}, {"patch": -14}, {"std": [1, 0, 1]},
-     {"mean": [1, 2]}, {"mean": "abc"}, {"mean": [1, 2, "x"]}, {"resample": "bicubic"}, {"std": None}],
-)  # fmt: skip
+    [
+        *({"size": value} for value in (450, 14, 0, "448", True, None)),
+        *({"patch": value} for value in (0, -14, 14.0)),
+        *({"mean": value} for value in ([1, 2], "abc", [1, 2, "x"])),
+        *({"std": value} for value in ([1, 0, 1], None)),
+        {"resample": "bicubic"},
+    ],
+)
 def test_spec_refuses(change: dict[str, Any]) -> None:
     entry = {"size": 448, "patch": 14, "mean": [1, 2, 3], "std": [4, 5, 6]}
     assert ImageSpec.from_dict(entry) == ImageSpec(448, 14, (1.0, 2.0, 3.0), (4.0, 5.0, 6.0))

@@ -27,6 +27,7 @@ from pixelrt.masks import Answer, Mask, labelled_spans
             ["island", "another area"],
         ),  # no "is" or "a" inside words
         ("andiron [SEG]", ["andiron"]),
+        ("the iris [SEG]", ["iris"]),
         ("AND THE CAT IS [SEG]", ["CAT"]),
         ("the [SEG]", [""]),
         ("line one\nthe tall\ntree [SEG]", ["line one\nthe tall\ntree"]),

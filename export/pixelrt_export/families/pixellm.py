@@ -18,7 +18,12 @@ from pixelrt_export.llama_tokenizer import (
     seg_token_ids,
 )
 from pixelrt_export.pixellm_tensors import DEAD_TENSORS, decoder_depth_and_mlp, pixellm_tensors
-from pixelrt_export.vision_tower import DEAD_VISION_TENSORS, find_vision_tower, vision_tensors
+from pixelrt_export.vision_tower import (
+    DEAD_VISION_TENSORS,
+    find_vision_tower,
+    open_vision_tower,
+    vision_tensors,
+)
 
 VISION_OPSET = 20  # the oldest with Gelu; TensorRT 10.3 reads it
 
@@ -34,7 +39,7 @@ MEAN, STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
 
 def write_bundle(checkpoint: Checkpoint, sink: Sink, vision_tower: Path | None) -> None:
     """Check every tensor, then write graphs, token table, tokenizer and this family's part of the manifest."""
-    clip = Checkpoint.open(find_vision_tower(checkpoint.folder, checkpoint.config, vision_tower))
+    clip = open_vision_tower(find_vision_tower(checkpoint.folder, checkpoint.config, vision_tower))
     config = PixelLMConfig.from_configs(checkpoint.config, clip.config, str(checkpoint.folder))
     found = checkpoint.shapes()
     dead = checkpoint.account(pixellm_tensors(config, found), DEAD_TENSORS)

@@ -144,6 +144,7 @@ def save_checkpoint(net: PixelLM, tokenizer: Tokenizer, folder: Path) -> None:
             part / "model.safetensors",
             metadata={"format": "pt"},
         )
+        (part / "model.safetensors").chmod(0o644)  # safetensors makes files that only their owner can read
     _write(fresh, "config.json", config(net.sizes.llama.vocab_size))
     _write(fresh / "clip", "config.json", CLIP_CONFIG)
     _write(

@@ -1,10 +1,10 @@
 """Score a tiny model on scenes it never saw: exact answers, mask IoU, refusals, by kind of question.
 
-python -m pixelrt_export.tiny.evaluate BUNDLE_OR_CHECKPOINT [--scenes N] [--seed-base N] [--long-side 140]
-                                       [--against CHECKPOINT] [--json FILE]
+python -m pixelrt_export.tiny.evaluate BUNDLE_OR_CHECKPOINT [--scenes 500] [--seed-base N]
+    [--long-side 140] [--against MODEL] [--json FILE]
 
-A checkpoint runs through the torch reference, a bundle through the runtime. Each scene is asked one question of
-each kind that it allows. IoU is a mean over targets, paired in order; a missing or a surplus mask counts 0.
+A checkpoint runs through the torch reference, a bundle through the runtime. Each scene is asked one question
+of each kind that it allows. IoU is a mean over targets, paired in order; a missing or surplus mask counts 0.
 Standard errors take the questions about one scene as one observation.
 """
 

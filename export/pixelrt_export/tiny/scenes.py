@@ -78,7 +78,7 @@ def _place(rng: np.random.Generator, size: tuple[int, int], unit: float) -> list
     for _ in range(rng.integers(2, 6)):
         for _ in range(25):
             radius = rng.uniform(12, 25) * unit
-            x, y = rng.uniform(radius + 2, width - radius - 2), rng.uniform(radius + 2, height - radius - 2)
+            x, y = (rng.uniform(radius + 2 * unit, side - radius - 2 * unit) for side in (width, height))
             if all(
                 math.hypot(x - t.x, y - t.y) > closeness * (radius + t.radius) and abs(x - t.x) > 6 * unit
                 for t in things

@@ -66,8 +66,8 @@ def run(
 def made_from(folder: Path, checkpoint: Path, vision_tower: Path | None, precision: str | None) -> bool:
     """Whether the bundle `folder` was made from just these files, at this precision, by this version.
 
-    Small files are compared by hash; large ones may not be newer than the bundle. A CLIP folder that is neither
-    given nor called `clip` in or beside the checkpoint is not looked at.
+    Small files are compared by hash; large ones may not be newer than the bundle. A CLIP folder that is
+    neither given nor called `clip` in or beside the checkpoint is not looked at.
     """
     from pixelrt import __version__
     from pixelrt.bundle import Bundle, sha256_of

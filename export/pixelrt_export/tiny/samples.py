@@ -1,0 +1,50 @@
+"""The sample pictures and questions of `calib_data/`: scenes of seeds that training never draws.
+
+python -m pixelrt_export.tiny.samples --out calib_data
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+from PIL import Image
+
+from pixelrt_export.tiny.scenes import scene
+
+SEED_BASE = 950_000_000  # training draws from 0, the evaluation from 900,000,000
+LONG_SIDE = 280  # px; twice what the small model sees, and less than 150 kB as PNG
+# Seed above SEED_BASE -> a question that fits what is in the scene; chosen by looking at them.
+SAMPLES = {
+    5961: "Segment the red circle and the blue star.",
+    38: "Segment the striped shapes.",
+    19: "Where is the green circle? Please respond with segmentation mask.",  # there is none
+    35: "Show me the purple square and the yellow cross.",
+    7: "Find the dotted shapes in the image.",
+    16: "Segment the yellow triangle.",  # there are several
+    20: "Could you outline the blue circle for me?",
+    36: "Please segment the green circle and the yellow cross.",
+    32: "Can you segment the blue square in this image?",  # there is none
+    11: "Segment the dotted shapes.",
+    4: "What is the purple square in this image? Please output segmentation mask.",
+    14: "Segment the red triangle and the green cross.",
+}
+
+
+def write_samples(folder: Path) -> None:
+    """scene_01.png, scene_02.png, ... and prompts.jsonl, one object a line: image, prompt."""
+    folder.mkdir(parents=True, exist_ok=True)
+    lines = []
+    for number, (seed, prompt) in enumerate(SAMPLES.items(), start=1):
+        name = f"scene_{number:02}.png"
+        drawn = scene(SEED_BASE + seed, LONG_SIDE)
+        Image.fromarray(drawn.image).save(folder / name, optimize=True)
+        lines.append(json.dumps({"image": name, "prompt": prompt}) + "\n")
+    (folder / "prompts.jsonl").write_text("".join(lines), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description="Draw the sample pictures of calib_data.")
+    parser.add_argument("--out", type=Path, default=Path("calib_data"), help="Folder to write to.")
+    write_samples(parser.parse_args().out)

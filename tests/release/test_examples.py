@@ -1,0 +1,59 @@
+"""The scripts of examples/ do what they say, with the shipped checkpoint."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+
+def run(root: Path, script: str, *arguments: object, cwd: Path) -> str:
+    path = os.pathsep.join(str(root / folder) for folder in ("runtime", "export", "kernels"))
+    command = [sys.executable, str(root / "examples" / script), *map(str, arguments)]
+    done = subprocess.run(
+        command, cwd=cwd, env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_every_example_is_run_here_and_short(root: Path) -> None:
+    scripts = {file.name: file.read_text(encoding="utf-8") for file in (root / "examples").glob("*.py")}
+    assert set(scripts) == {"one_picture.py", "many_questions.py", "folder_to_coco.py"}
+    assert all(text.count("\n") < 40 for text in scripts.values())
+
+
+def test_one_picture(root: Path, tiny_bundle: Path, tmp_path: Path) -> None:
+    said = run(root, "one_picture.py", tiny_bundle, cwd=tmp_path)
+    assert said.splitlines()[0].strip()
+    assert Image.open(tmp_path / "overlay.png").width >= 280
+
+
+def test_many_questions(root: Path, tiny_bundle: Path, tmp_path: Path) -> None:
+    said = run(root, "many_questions.py", tiny_bundle, cwd=tmp_path).splitlines()
+    assert len(said) == 5 and said[0].endswith("once")
+    assert all("->" in line for line in said[1:])
+
+
+def test_folder_to_coco(root: Path, tiny_bundle: Path, tmp_path: Path) -> None:
+    coco = pytest.importorskip("pycocotools.coco", reason="pycocotools is not installed (extra dev)")
+    run(
+        root,
+        "folder_to_coco.py",
+        tiny_bundle,
+        root / "calib_data",
+        "Segment the dotted shapes.",
+        cwd=tmp_path,
+    )
+    read = coco.COCO(tmp_path / "coco.json")
+    assert len(read.getImgIds()) == len(list((root / "calib_data").glob("*.png")))
+    annotations = read.loadAnns(read.getAnnIds())
+    assert annotations, "no mask in any sample picture"
+    for annotation in annotations:
+        assert int(read.annToMask(annotation).sum()) == annotation["area"]
+    json.dumps(annotations[0]["segmentation"])

@@ -15,7 +15,9 @@ import ml_dtypes
 import numpy as np
 import onnx
 
-ALIGNMENT = 4096  # a page: ONNX Runtime maps external tensors only at page boundaries
+PAGE = 4096  # large tensors begin at a page, so that a runtime can map them instead of copying
+LINE = 64  # small ones at a cache line: a page each would cost a small model a tenth of its size
+LARGE = 1 << 16
 
 ONNX_DTYPES: dict[str, int] = {
     "float32": onnx.TensorProto.FLOAT,
@@ -55,7 +57,8 @@ class WeightFile:
                 raise ValueError(f"weight {name} is stored as {self.slots[name].dtype}, asked for as {dtype}")
             return self.slots[name]
         array = cast_exactly_finite(name, make(), dtype)
-        self._file.write(b"\0" * (-self._file.tell() % ALIGNMENT))
+        alignment = PAGE if array.nbytes >= LARGE else LINE
+        self._file.write(b"\0" * (-self._file.tell() % alignment))
         offset = self._file.tell()
         array.tofile(self._file)
         self.slots[name] = Slot(name, dtype, array.shape, offset, array.nbytes)

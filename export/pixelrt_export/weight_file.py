@@ -14,6 +14,7 @@ from types import TracebackType
 import ml_dtypes
 import numpy as np
 import onnx
+from pixelrt.errors import InputError
 
 PAGE = 4096  # large tensors begin at a page, so that a runtime can map them instead of copying
 LINE = 64  # small ones at a cache line: a page each would cost a small model a tenth of its size
@@ -50,13 +51,13 @@ class WeightFile:
     def put(self, name: str, dtype: str, make: Callable[[], np.ndarray]) -> Slot:
         """The slot of tensor `name`, made and appended in `dtype` (float32 or float16) on first use.
 
-        Raises ValueError when a finite value does not fit `dtype`, or when one name is asked for in two types.
+        Raises InputError when a value does not fit `dtype`, ValueError when one name is asked for in two types.
         """
         if name in self.slots:
             if self.slots[name].dtype != dtype:
                 raise ValueError(f"weight {name} is stored as {self.slots[name].dtype}, asked for as {dtype}")
             return self.slots[name]
-        array = cast_exactly_finite(name, make(), dtype)
+        array = narrowed(name, make(), dtype)
         alignment = PAGE if array.nbytes >= LARGE else LINE
         self._file.write(b"\0" * (-self._file.tell() % alignment))
         offset = self._file.tell()
@@ -79,14 +80,16 @@ class WeightFile:
         self._file.close()
 
 
-def cast_exactly_finite(name: str, array: np.ndarray, dtype: str) -> np.ndarray:
-    """`array` in `dtype`, C order; a finite value that would become infinite is an error, never a silent inf."""
+def narrowed(name: str, array: np.ndarray, dtype: str) -> np.ndarray:
+    """`array` in `dtype`, C order. A value that is not finite, or would not be in `dtype`, is refused."""
     wide = array.astype(np.float32) if array.dtype == ml_dtypes.bfloat16 else array
     with np.errstate(over="ignore"):
         narrow = np.ascontiguousarray(wide.astype(dtype))
-    if not np.isfinite(narrow).all():
-        largest = float(np.abs(wide).max())
-        raise ValueError(
-            f"weight {name} does not fit {dtype}: largest magnitude {largest:g}; export with --precision fp32"
+    if np.isfinite(narrow).all():
+        return narrow
+    if np.isfinite(wide).all():
+        raise InputError(
+            f"{name} does not fit {dtype}: its largest magnitude is {np.abs(wide).max():g}. "
+            "Export this stage with precision fp32."
         )
-    return narrow
+    raise InputError(f"{name} holds values that are not finite. Get the checkpoint again.")

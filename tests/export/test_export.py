@@ -1,0 +1,188 @@
+"""`export_bundle` and `pixelrt export`: what is written, what is refused, and that nothing is half written."""
+
+from __future__ import annotations
+
+import json
+import runpy
+import shutil
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+import pixelrt
+import pytest
+from click.testing import CliRunner
+from pixelrt.cli import main
+from pixelrt.errors import InputError
+from pixelrt_export import families
+from pixelrt_export.export import export_bundle, sixteen_bits
+from pixelrt_export.licence import UNSTATED, licence_of
+from pixelrt_export.weight_file import WeightFile, narrowed
+from safetensors.numpy import load_file, save_file
+
+
+@pytest.fixture
+def checkpoint(golden_checkpoint_a: Path, tmp_path: Path) -> Path:
+    """A copy that a test may spoil, its CLIP beside it."""
+    shutil.copytree(golden_checkpoint_a.parent, tmp_path / "copy")
+    return tmp_path / "copy" / "pixellm"
+
+
+def left_in(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()}
+
+
+def change_tensor(checkpoint: Path, key: str, change) -> None:
+    file = checkpoint / "model.safetensors"
+    tensors = load_file(file)
+    tensors[key] = change(tensors[key])
+    save_file(tensors, file, metadata={"format": "pt"})
+
+
+def test_same_checkpoint_same_bytes(golden_checkpoint_a: Path, golden_bundle_a: Path, tmp_path: Path) -> None:
+    again = export_bundle(golden_checkpoint_a, tmp_path / golden_bundle_a.name)
+    for file in golden_bundle_a.iterdir():
+        assert file.read_bytes() == (again / file.name).read_bytes(), file.name
+
+
+def test_manifest_says_where_it_comes_from(golden_bundle_a: Path) -> None:
+    manifest = json.loads((golden_bundle_a / "manifest.json").read_text())
+    assert manifest["precision"] == {"encoder": "fp32", "language": "fp32", "pixel_decoder": "fp32"}
+    assert manifest["license"] == UNSTATED
+    provenance = manifest["provenance"]
+    assert {"model.safetensors", "config.json", "clip/model.safetensors"} <= set(provenance["files"])
+    assert any("iou_prediction_head" in name for name in provenance["left_out"])
+
+
+def test_stages_have_precisions_of_their_own(golden_checkpoint_a: Path, tmp_path: Path) -> None:
+    bundle = export_bundle(golden_checkpoint_a, tmp_path / "b", precision="fp16", stages={"language": "fp32"})
+    manifest = json.loads((bundle / "manifest.json").read_text())
+    assert manifest["precision"] == {"encoder": "fp16", "language": "fp32", "pixel_decoder": "fp16"}
+    answer = pixelrt.load(bundle).segment(np.zeros((20, 30, 3), np.uint8), "Segment it.", max_new_tokens=8)
+    assert len(answer.masks) == 1
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "released"])
+def test_bf16_checkpoints_lose_nothing(golden_pixellm: Path, tmp_path: Path, dtype: str) -> None:
+    """bf16 weights become fp32 exactly; the token table stays bf16."""
+    write = runpy.run_path(str(golden_pixellm / "make_checkpoint.py"))["write_checkpoint"]
+    folder = write(tmp_path, "A", dtype, "sharded-bin")
+    bundle = export_bundle(folder, tmp_path / "bundle")
+    manifest = json.loads((bundle / "manifest.json").read_text())
+    assert manifest["embeddings"]["dtype"] == "bfloat16"
+    seg = pixelrt.load(bundle)
+    from pixelrt_export.checkpoint import Checkpoint
+
+    rows = Checkpoint.open(folder).tensor("model.embed_tokens.weight")
+    np.testing.assert_array_equal(seg.table(range(len(rows))), rows.astype(np.float32))
+
+
+def test_token_table_takes_the_narrowest_faithful_type() -> None:
+    exact = np.float32([[1.5, -0.25]])
+    odd = np.float32([[1.0001, 3.0]])
+    huge = np.float32([[1e6]])
+    assert sixteen_bits(exact.astype(ml_dtypes.bfloat16), "fp32")[0] == "bfloat16"
+    assert sixteen_bits(exact, "fp32")[0] == "float16"
+    assert sixteen_bits(odd, "fp32")[0] == "float32"
+    assert sixteen_bits(odd, "fp16")[0] == "float16"
+    assert sixteen_bits(huge, "fp16")[0] == "float32"
+
+
+@pytest.mark.parametrize("precision", ["int8", "int4", "nf4", "fp8"])
+def test_precisions_that_are_not_there(golden_checkpoint_a: Path, tmp_path: Path, precision: str) -> None:
+    with pytest.raises(InputError, match="Choose one of: fp32, fp16"):
+        export_bundle(golden_checkpoint_a, tmp_path / "b", precision=precision)
+    assert left_in(tmp_path) == set()
+
+
+def test_values_that_do_not_fit(checkpoint: Path, tmp_path: Path) -> None:
+    change_tensor(checkpoint, "model.layers.0.mlp.up_proj.weight", lambda w: w * 0 + 1e5)
+    export_bundle(checkpoint, tmp_path / "fp32")
+    with pytest.raises(InputError, match=r"layers\.0\.up_proj.* does not fit float16.*fp32"):
+        export_bundle(checkpoint, tmp_path / "fp16", precision="fp16")
+    change_tensor(checkpoint, "model.layers.0.mlp.up_proj.weight", lambda w: w * np.nan)
+    with pytest.raises(InputError, match="not finite"):
+        export_bundle(checkpoint, tmp_path / "nan")
+    assert left_in(tmp_path) == {"copy", "fp32"}
+
+
+def test_a_failed_export_leaves_the_old_bundle(
+    golden_checkpoint_a: Path, golden_bundle_a: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = Path(shutil.copytree(golden_bundle_a, tmp_path / "bundle"))
+    before = {file.name: file.read_bytes() for file in target.iterdir()}
+
+    class Broken:
+        @staticmethod
+        def write_bundle(checkpoint, sink, vision_tower) -> None:
+            sink.text("tokenizer.json", "{}")
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr("pixelrt_export.export.family_of", lambda kind: Broken)
+    with pytest.raises(KeyboardInterrupt):
+        export_bundle(golden_checkpoint_a, target)
+    assert {file.name: file.read_bytes() for file in target.iterdir()} == before
+    assert left_in(tmp_path) == {"bundle"}
+    monkeypatch.undo()
+    export_bundle(golden_checkpoint_a, target, precision="fp16")
+    assert json.loads((target / "manifest.json").read_text())["precision"]["language"] == "fp16"
+    assert left_in(tmp_path) == {"bundle"}
+
+
+def test_other_folders_are_not_overwritten(golden_checkpoint_a: Path, tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "notes.txt").write_text("keep")
+    (tmp_path / "file").write_text("keep")
+    for target in ("mine", "file"):
+        with pytest.raises(InputError, match="does not overwrite"):
+            export_bundle(golden_checkpoint_a, tmp_path / target)
+    assert (tmp_path / "mine" / "notes.txt").read_text() == "keep"
+    (tmp_path / "empty").mkdir()
+    assert export_bundle(golden_checkpoint_a, tmp_path / "empty").is_dir()
+
+
+def test_unknown_family(checkpoint: Path, tmp_path: Path) -> None:
+    config = json.loads((checkpoint / "config.json").read_text())
+    (checkpoint / "config.json").write_text(json.dumps(config | {"model_type": "sam"}))
+    with pytest.raises(InputError, match="model_type 'sam'"):
+        export_bundle(checkpoint, tmp_path / "b")
+    assert families.family_of("llava").__name__ == "pixelrt_export.families.pixellm"
+
+
+def test_command(golden_checkpoint_a: Path, tmp_path: Path) -> None:
+    target = tmp_path / "bundles" / "golden"
+    done = CliRunner().invoke(main, ["export", str(golden_checkpoint_a), str(target), "--precision", "fp16"])
+    assert done.exit_code == 0, done.output
+    assert str(target) in done.output and "next: pixelrt segment" in done.output
+    refused = CliRunner().invoke(main, ["export", str(tmp_path / "none"), str(target)])
+    assert refused.exit_code == 2
+    assert refused.output.startswith("error: ") and refused.output.count("\n") == 1
+
+
+def test_licence(tmp_path: Path) -> None:
+    assert licence_of(tmp_path) == UNSTATED
+    (tmp_path / "LICENSE.txt").write_text("words")
+    assert licence_of(tmp_path) == "see LICENSE.txt of the checkpoint"
+    (tmp_path / "README.md").write_text("---\ntags: [a]\nlicense: apache-2.0\n---\n# card\n")
+    assert licence_of(tmp_path) == "apache-2.0"
+
+
+def test_weight_file(tmp_path: Path) -> None:
+    made = []
+
+    def make(value: float):
+        def array() -> np.ndarray:
+            made.append(value)
+            return np.full((3, 5), value)
+
+        return array
+
+    with WeightFile(tmp_path / "w") as weights:
+        a, b = weights.put("a", "float32", make(1)), weights.put("b", "float16", make(2))
+        assert weights.put("a", "float32", make(3)) == a
+        with pytest.raises(ValueError, match="asked for as float16"):
+            weights.put("a", "float16", make(1))
+    assert made == [1, 2]
+    content = (tmp_path / "w").read_bytes()
+    assert np.frombuffer(content, np.float16, 15, b.offset).tolist() == [2.0] * 15
+    assert narrowed("x", np.zeros((2, 3)).T, "float32").flags.c_contiguous

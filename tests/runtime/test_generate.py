@@ -124,6 +124,14 @@ def test_limit(limit: int) -> None:
     assert len(complete.seg_hidden) == (0 if limit == 1 else 6)
 
 
+@pytest.mark.parametrize("seg_runs", ["complete", "original"])
+def test_runs_that_touch(seg_runs: str) -> None:
+    """The second run's first token is predicted by the first run's last."""
+    got = answer(Script(chain(11, *SEG) | {SEG[5]: SEG[0]}), limit=12, seg_runs=seg_runs)
+    assert got.token_ids == [*SEG, *SEG]
+    assert predicted_by(got) == [11, *SEG[:-1], SEG[5], *SEG[:-1]]
+
+
 def test_nothing_is_read_after_the_last_token() -> None:
     engine = Script(chain(11, 20, *SEG))
     answer(engine, limit=7)

@@ -7,7 +7,6 @@ one, so a 7B model passes through the memory of its largest tensor. Every fault 
 from __future__ import annotations
 
 import fnmatch
-import hashlib
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from pixelrt.bundle import sha256_of
 from pixelrt.errors import InputError
 
 from pixelrt_export.shards import Entry, Shape, open_shard
@@ -108,7 +108,7 @@ class Checkpoint:
 
     def sha256(self) -> dict[str, str]:
         """The same files' hashes. Reads them all: minutes for a 7B model."""
-        return {name: sha256(path) for name, path in self._files.items()}
+        return {name: sha256_of(path) for name, path in self._files.items()}
 
     def account(
         self, expected: Mapping[str, Sequence[int]], dead: Sequence[DeadTensor] = ()
@@ -140,14 +140,6 @@ class Checkpoint:
             listed = "".join(_listed(kind, names) for kind, names in faults if names)
             raise InputError(f"The tensors of {self.folder} are not those its config.json describes:{listed}")
         return tolerated
-
-
-def sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def file_inside(folder: Path, name: str) -> Path:

@@ -52,7 +52,8 @@ def export(
     )
     size = sum(file.stat().st_size for file in path.iterdir())
     click.echo(f"{path}  {size / 1e6:.1f} MB  {time.perf_counter() - start:.1f} s")
-    click.echo(f'next: pixelrt segment {path} IMAGE "Segment the ..."')
+    if click.get_current_context().meta.get("pixelrt.next", True):  # `pixelrt run` has a better one
+        click.echo(f'next: pixelrt segment {path} IMAGE "Segment the ..."')
 
 
 class ProgressLine:

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pixelrt.bundle import sha256_of
 from pixelrt.errors import InputError
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers
 
@@ -25,6 +26,7 @@ NORMAL, UNKNOWN, CONTROL, BYTE = 1, 2, 3, 6  # sentencepiece's piece types that 
 RETAKE = "take the file from the release"
 BPE = 2  # sentencepiece's model_type
 SPACE = "▁"
+FILES = ("tokenizer.model", "added_tokens.json", "special_tokens_map.json", "tokenizer_config.json")
 SPECIAL = {
     "bos_token": "<s>",
     "eos_token": "</s>",
@@ -89,6 +91,11 @@ def read_llama_tokenizer(folder: Path) -> LlamaTokenizer:
     tokenizer.decoder = _decoder(added)
     bos, eos, unk = (ids[special[name]] for name in ("bos_token", "eos_token", "unk_token"))
     return LlamaTokenizer(tokenizer, added, bos, eos, unk, len(ids))
+
+
+def tokenizer_hashes(folder: Path) -> dict[str, str]:
+    """SHA-256 of the files a tokenizer is read from, by name."""
+    return {name: sha256_of(folder / name) for name in FILES if (folder / name).is_file()}
 
 
 def seg_token_ids(added_tokens: Mapping[str, int], count: int) -> list[int]:

@@ -16,6 +16,7 @@ from pixelrt_export.llama_tokenizer import (
     image_mark_ids,
     read_llama_tokenizer,
     seg_token_ids,
+    tokenizer_hashes,
 )
 from pixelrt_export.pixellm_tensors import DEAD_TENSORS, decoder_depth_and_mlp, pixellm_tensors
 from pixelrt_export.vision_tower import (
@@ -87,7 +88,11 @@ def write_bundle(checkpoint: Checkpoint, sink: Sink, vision_tower: Path | None) 
         "provenance": {
             "checkpoint": checkpoint.folder.resolve().name,
             "architecture": checkpoint.config.get("architectures", ["PixelLMForCausalLM"])[0],
-            "files": checkpoint.sha256() | {f"clip/{name}": value for name, value in clip.sha256().items()},
+            "files": {
+                **checkpoint.sha256(),
+                **tokenizer_hashes(checkpoint.folder),
+                **{f"clip/{name}": value for name, value in clip.sha256().items()},
+            },
             "left_out": dead,
         },
         "license": licence_of(checkpoint.folder),

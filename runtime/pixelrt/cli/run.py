@@ -55,6 +55,7 @@ def run(
             click.echo(f"{folder}  made from {_short(source)} before, used again")
         else:
             options = {name: value for name, value in given.items() if value is not None}
+            ctx.meta["pixelrt.next"] = False
             ctx.invoke(_command(ctx, "export"), checkpoint=_short(source), bundle=folder, **options)
     else:
         raise InputError(f"{source} is not a folder. Give the folder of a checkpoint or of a bundle.")

@@ -1,0 +1,34 @@
+# make test       all tests, from nothing: makes .venv-test and .venv-compat first
+# make check      ruff, and mypy (strict on runtime and kernels)
+# make gpu-check  the tests marked gpu; writes benchmarks/results/gpu-check.json
+# make clean      removes everything that was made here except bundles
+#
+# PIXELRT_PYTHON=PROGRAM  the Python to make the environments with, 3.10 to 3.13 (default: python3)
+
+.PHONY: test check gpu-check clean
+test: .compat
+test check gpu-check: .test
+
+bin := .venv-test/bin
+# ONNX Runtime 1.23.2 is the newest for Python 3.10 (JetPack 6); it runs the language graph's compatibility twin.
+old := onnxruntime==1.23.2
+
+.PHONY: .test .compat
+.test:
+	@scripts/venv.sh .venv-test cpu,export,train,dev
+.compat:
+	@scripts/venv.sh .venv-compat cpu $(old)
+
+test:
+	$(bin)/python -m pytest
+
+check:
+	$(bin)/ruff check .
+	$(bin)/mypy
+
+gpu-check:
+	$(bin)/python -m benchmarks.gpu_check
+
+clean:
+	rm -rf .venv .venv-test .venv-compat build dist pixelrt-out .pytest_cache .mypy_cache .ruff_cache
+	find . -name __pycache__ -prune -exec rm -rf {} +

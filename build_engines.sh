@@ -1,0 +1,37 @@
+#!/usr/bin/env bash
+# From a checkpoint or a bundle to masks on a picture.
+#
+#   ./build_engines.sh                                    the shipped small model, from nothing
+#   ./build_engines.sh CHECKPOINT_OR_BUNDLE [ARGUMENT]... your own
+#   ./build_engines.sh -h                                 this text
+#
+# It makes a Python environment in .venv beside this file, installs what is needed, and runs
+#
+#   pixelrt run CHECKPOINT_OR_BUNDLE [ARGUMENT]...
+#
+# which exports a checkpoint to bundles/NAME (unless the bundle there was made from it), asks a sample question
+# about a sample picture, and prints the answer, the time of each stage, the path of the overlay picture and the
+# next command. ARGUMENTs are those of `pixelrt run`, for example --image P --prompt T --vision-tower DIR.
+# A bundle needs only the light runtime; a checkpoint also needs PyTorch (a download of some hundred megabytes, or
+# gigabytes where only CUDA builds of it are offered).
+#
+# This release runs on the CPU, also on a Jetson or beside an NVIDIA GPU: no TensorRT engines are built yet.
+#
+# PIXELRT_PYTHON=PROGRAM  the Python to make the environment with, 3.10 to 3.13 (default: python3)
+# PIXELRT_VENV=FOLDER     use this environment as it is; nothing is installed
+set -euo pipefail
+
+case "${1-}" in -h | --help) exec sed -n '2,/^set /{/^set /d;s/^# \{0,1\}//;p}' "${BASH_SOURCE[0]}" ;; esac
+
+here=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd)
+[ $# -gt 0 ] || set -- "$here/checkpoints/pixellm-tiny" --bundle "$here/bundles/pixellm-tiny" --out "$here/pixelrt-out"
+
+if [ -z "${PIXELRT_VENV-}" ]; then
+  extras=cpu,export
+  [ ! -f "$1/manifest.json" ] || extras=cpu
+  "$here/scripts/venv.sh" "$here/.venv" "$extras"
+fi
+venv=${PIXELRT_VENV:-$here/.venv}
+
+"$venv/bin/python" -m pixelrt.cli run "$@"
+printf '         (once in each terminal, so that it knows pixelrt:  source %q)\n' "$venv/bin/activate"

@@ -162,7 +162,7 @@ def file_inside(folder: Path, name: str) -> Path:
 def read_json(path: Path) -> dict[str, Any]:
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, OSError) as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(
             f"{path} is not JSON ({error}): copy it again from where it was published"
         ) from error

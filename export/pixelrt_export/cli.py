@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 import time
 from pathlib import Path
 
 import click
+from pixelrt.cli import debug_option, say
 
 PRECISIONS = click.Choice(["fp32", "fp16", "int8", "int4", "nf4"])
 
@@ -25,6 +27,7 @@ PRECISIONS = click.Choice(["fp32", "fp16", "int8", "int4", "nf4"])
     type=click.Path(path_type=Path),
     help="Folder of the CLIP checkpoint, where it does not lie beside CHECKPOINT.",
 )
+@debug_option
 def export(
     checkpoint: Path,
     bundle: Path,
@@ -51,9 +54,9 @@ def export(
         progress=ProgressLine(),
     )
     size = sum(file.stat().st_size for file in path.iterdir())
-    click.echo(f"{path}  {size / 1e6:.1f} MB  {time.perf_counter() - start:.1f} s")
+    say(f"{path}  {size / 1e6:.1f} MB  {time.perf_counter() - start:.1f} s")
     if click.get_current_context().meta.get("pixelrt.next", True):  # `pixelrt run` has a better one
-        click.echo(f'next: pixelrt segment {path} IMAGE "Segment the ..."')
+        say(f"next: {shlex.join(['pixelrt', 'segment', str(path), 'IMAGE', 'Segment the ...'])}")
 
 
 class ProgressLine:

@@ -13,8 +13,9 @@ from typing import Any
 
 import numpy as np
 from pixelrt import __version__
-from pixelrt.bundle import MANIFEST, write_manifest
+from pixelrt.bundle import Bundle, write_manifest
 from pixelrt.errors import InputError
+from pixelrt.manifest import MANIFEST
 
 from pixelrt_export.checkpoint import Checkpoint
 from pixelrt_export.families import family_of
@@ -104,7 +105,7 @@ def export_bundle(
     checkpoint. An existing bundle at the destination is replaced once the new one is complete; any other folder
     there is left alone. Raises InputError.
     """
-    target = Path(bundle)
+    target = Path(bundle).resolve()  # through links: the folder itself is replaced
     chosen = {stage: (stages or {}).get(stage) or precision for stage in STAGES}
     for stage, wanted in chosen.items():
         _check_precision(stage, wanted)
@@ -127,7 +128,7 @@ def export_bundle(
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
-    return target
+    return Path(bundle)
 
 
 def _check_precision(stage: str, precision: str) -> None:
@@ -140,13 +141,19 @@ def _check_precision(stage: str, precision: str) -> None:
 
 
 def _check_target(target: Path) -> None:
-    if (
-        target.exists()
-        and not (target / MANIFEST).is_file()
-        and not (target.is_dir() and not any(target.iterdir()))
-    ):
+    """A folder that export may replace: none, an empty one, or a bundle with nothing else in it."""
+    if not target.exists() or (target.is_dir() and not any(target.iterdir())):
+        return
+    refusal = f"{target} exists and is not a bundle; export does not overwrite it. Give another folder."
+    try:
+        listed = Bundle.read(target, verify=False).manifest["files"]
+    except InputError:
+        raise InputError(refusal) from None
+    foreign = sorted(file.name for file in target.iterdir() if file.name not in {*listed, MANIFEST})
+    if foreign:
         raise InputError(
-            f"{target} exists and is not a bundle; export does not overwrite it. Give another folder."
+            f"{target} holds {', '.join(foreign[:3])}, which export did not write and would delete. "
+            "Move it away, or give another folder."
         )
 
 
@@ -156,5 +163,10 @@ def _replace(target: Path, partial: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
     if target.exists():
         target.rename(old)
-    partial.rename(target)
+    try:
+        partial.rename(target)
+    except OSError:
+        if old.exists():
+            old.rename(target)
+        raise
     shutil.rmtree(old, ignore_errors=True)

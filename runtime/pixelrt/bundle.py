@@ -7,27 +7,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from pixelrt.errors import InputError
+from pixelrt.manifest import FORMAT, LARGEST, MANIFEST, parse
 from pixelrt.onnx_file import external_locations
-
-FORMAT = 1
-MANIFEST = "manifest.json"
-REQUIRED = (
-    "format",
-    "family",
-    "name",
-    "precision",
-    "image",
-    "prompt",
-    "tokens",
-    "embeddings",
-    "graphs",
-    "files",
-)
 
 
 @dataclass(frozen=True)
@@ -58,7 +45,9 @@ class Bundle:
     sha256: str  # of manifest.json, which holds the hash of every other file
 
     @classmethod
-    def read(cls, path: str | Path, *, expect_sha256: str | None = None, verify: bool = True) -> Bundle:
+    def read(
+        cls, path: str | os.PathLike[str], *, expect_sha256: str | None = None, verify: bool = True
+    ) -> Bundle:
         """Read and check a bundle folder.
 
         expect_sha256: the hash the manifest must have (it covers all files). verify: hash every file; without
@@ -68,20 +57,19 @@ class Bundle:
         file = folder / MANIFEST
         if not file.is_file():
             raise InputError(_no_manifest(folder))
-        raw = file.read_bytes()
+        with file.open("rb") as stream:
+            raw = stream.read(LARGEST + 1)
         sha256 = hashlib.sha256(raw).hexdigest()
         if expect_sha256 is not None and sha256 != expect_sha256.lower():
             raise InputError(
                 f"{file} has SHA-256 {sha256}, but {expect_sha256} was expected. "
                 "Get the bundle again, or pass the hash of the one you mean."
             )
-        manifest = _parse(file, raw)
+        manifest = parse(file, raw)
         bundle = cls(folder, manifest, sha256)
         for name, entry in manifest["files"].items():
             bundle._check(name, entry, verify)
-        for name in bundle._named():
-            if name not in manifest["files"]:
-                raise InputError(f"{file} uses {name!r} but lists no hash for it. Export the bundle again.")
+        bundle._check_uses()
         return bundle
 
     def file(self, name: str) -> Path:
@@ -111,18 +99,25 @@ class Bundle:
             "Export the bundle again with this version of pixelrt."
         )
 
-    def _named(self) -> set[str]:
-        """Every file that manifest or graphs use."""
+    def _check_uses(self) -> None:
+        """Every file that the manifest uses, and every file that a graph keeps tensors in, has its hash."""
         graphs = {f["file"] for g in self.manifest["graphs"].values() for f in g["files"]}
-        named = {*graphs, self.manifest["embeddings"]["file"], self.manifest["tokens"]["tokenizer"]}
+        used = {*graphs, self.manifest["embeddings"]["file"], self.manifest["tokens"]["tokenizer"]}
+        self._check_listed(used)
         for graph in graphs:
             try:
-                named |= external_locations(self.file(graph).read_bytes())
-            except (ValueError, OSError) as error:
+                outside = external_locations(self.file(graph).read_bytes())
+            except ValueError as error:
                 raise InputError(
-                    f"{self.path / graph} is not an ONNX file ({error}). Export the bundle again."
+                    f"{self.path / graph} is not an ONNX file ({error}). Export it again."
                 ) from None
-        return named
+            self._check_listed(outside)
+
+    def _check_listed(self, names: set[str]) -> None:
+        for name in names - self.manifest["files"].keys():
+            raise InputError(
+                f"{self.path / MANIFEST} uses {name!r} but lists no hash for it. Export the bundle again."
+            )
 
     def _check(self, name: str, entry: dict[str, Any], verify: bool) -> None:
         file = self.file(name)
@@ -148,24 +143,6 @@ def _no_manifest(folder: Path) -> str:
             f"Export it first: pixelrt export {folder} bundles/{folder.name}"
         )
     return f"{folder} is not a bundle: it has no {MANIFEST}. Make one with: pixelrt export CHECKPOINT BUNDLE"
-
-
-def _parse(file: Path, raw: bytes) -> dict[str, Any]:
-    try:
-        manifest = json.loads(raw)
-    except ValueError as error:
-        raise InputError(f"{file} is not JSON ({error}). Copy or export the bundle again.") from None
-    number = manifest.get("format") if isinstance(manifest, dict) else None
-    if not isinstance(number, int) or isinstance(number, bool) or number < 1:
-        raise InputError(f"{file} has no integer `format`. It is not a manifest of pixelrt.")
-    if number > FORMAT:
-        raise InputError(
-            f"{file} has bundle format {number}; this pixelrt reads up to {FORMAT}. Upgrade pixelrt."
-        )
-    missing = [key for key in REQUIRED if key not in manifest]
-    if missing:
-        raise InputError(f"{file} lacks {', '.join(missing)}. Copy or export the bundle again.")
-    return dict(manifest)
 
 
 def sha256_of(file: Path) -> str:

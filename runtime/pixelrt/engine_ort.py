@@ -9,7 +9,7 @@ import numpy as np
 
 from pixelrt.bundle import Bundle, GraphFile
 from pixelrt.engine import Array
-from pixelrt.errors import MissingExtra
+from pixelrt.errors import InputError, MissingExtra
 
 try:
     import onnxruntime
@@ -35,9 +35,16 @@ class OrtEngine:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         options.log_severity_level = 3
-        self._session = onnxruntime.InferenceSession(
-            str(file.path), options, providers=["CPUExecutionProvider"]
-        )
+        try:
+            self._session = onnxruntime.InferenceSession(
+                str(file.path), options, providers=["CPUExecutionProvider"]
+            )
+        except Exception as error:  # of ONNX Runtime's own many kinds
+            first = str(error).partition("\n")[0]
+            raise InputError(
+                f"ONNX Runtime {onnxruntime.__version__} cannot load {file.path}: {first}. "
+                "Export the bundle again, or install the version that pyproject.toml names."
+            ) from error
         self._inputs = {i.name: NUMPY_TYPES[i.type] for i in self._session.get_inputs()}
         self._outputs = [o.name for o in self._session.get_outputs()]
 

@@ -32,6 +32,7 @@ class Generation:
 
     token_ids: list[int] = field(default_factory=list)
     seg_hidden: list[Array] = field(default_factory=list)
+    finished: bool = False  # the model ended its answer itself
 
     def targets(self, codebook: Codebook) -> Array | None:
         """Hidden states (N, run, H), or None where there is no target.
@@ -42,6 +43,27 @@ class Generation:
         if count == 0 or count % codebook.run:
             return None
         return np.stack(self.seg_hidden).reshape(count // codebook.run, codebook.run, -1)
+
+    def run_starts(self, codebook: Codebook) -> list[int | None]:
+        """For each target where its run begins in token_ids; None for one of the prompt, or one in pieces."""
+        own = [i for i, token in enumerate(self.token_ids) if token in codebook.ids]
+        hits: list[int | None] = [None] * (len(self.seg_hidden) - len(own)) + own
+        starts = []
+        for i in range(0, len(hits), codebook.run):
+            first = hits[i]
+            whole = first is not None and hits[i : i + codebook.run] == list(
+                range(first, first + codebook.run)
+            )
+            starts.append(first if whole else None)
+        return starts
+
+
+def check_settings(max_new_tokens: int, seg_runs: str) -> None:
+    """Raises InputError for settings that `generate` cannot take."""
+    if seg_runs not in SEG_RUNS:
+        raise InputError(f"seg_runs is {seg_runs!r}. Choose one of: {', '.join(SEG_RUNS)}.")
+    if not isinstance(max_new_tokens, int) or max_new_tokens < 1:
+        raise InputError(f"max_new_tokens is {max_new_tokens!r}. Give a whole number, 1 or more.")
 
 
 def prompt_rows(ids: Sequence[int], first: int, codebook: Codebook) -> list[int]:
@@ -71,10 +93,6 @@ def generate(
     can be up to run - 1 tokens longer than max_new_tokens); its tokens are known, so they are read in one step.
     `original`: every token is the model's own.
     """
-    if seg_runs not in SEG_RUNS:
-        raise InputError(f"seg_runs is {seg_runs!r}. Choose one of: {', '.join(SEG_RUNS)}.")
-    if max_new_tokens < 1:
-        raise InputError(f"max_new_tokens is {max_new_tokens}. Give 1 or more.")
     complete = seg_runs == "complete"
     if complete and len(seg_rows) % codebook.run:
         raise InputError(
@@ -85,18 +103,23 @@ def generate(
     rows = context(prefill, [*seg_rows, len(prefill) - 1], visible)
     result.seg_hidden.extend(rows.hidden[:-1])
     while True:
+        if not np.isfinite(rows.logits[-1]).all():
+            raise ArithmeticError(
+                "the language model's logits are not finite: use a bundle of higher precision"
+            )
         token = int(rows.logits[-1].argmax())  # the first of equals, as torch
         run = complete and token in codebook.ids
         step = list(codebook.ids) if run else [token]
         result.token_ids.extend(step)
         if token in codebook.ids:
             result.seg_hidden.append(rows.hidden[-1])
-        finished = token == eos or len(result.token_ids) >= max_new_tokens
-        if finished:
+        result.finished = token == eos
+        last = result.finished or len(result.token_ids) >= max_new_tokens
+        if last:
             step.pop()  # nothing follows the last token, so it is not read
         if step:
             rows = context(table(step), range(len(step)))
         if run:
             result.seg_hidden.extend(rows.hidden[: codebook.run - 1])
-        if finished:
+        if last:
             return result

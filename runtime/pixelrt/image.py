@@ -6,6 +6,7 @@ Source of the numbers: PixelLM, `chat.py --pad_train_clip_images`, `ResizeLonges
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import threading
@@ -17,7 +18,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image
 
 from pixelrt.errors import InputError
 
@@ -25,6 +26,18 @@ PIXEL_LIMIT = 8192 * 8192
 # Readers that need no other program and run no script (EPS would start Ghostscript).
 # AVIF last: Pillow before 11.3 does not know it and stops there.
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "JPEG2000", "AVIF")
+# What is in 16 bits: Pillow's I;16, and its I (32 bits) where a reader of these puts 0..65535 there.
+FORMATS_16_IN_I = ("PNG", "PPM")
+# EXIF orientation -> what makes the picture upright
+UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 Source = str | os.PathLike[str] | bytes | bytearray | memoryview | BinaryIO | Image.Image | NDArray[Any]
 Rgb = NDArray[np.uint8]
@@ -34,7 +47,7 @@ _decoding = threading.Lock()
 
 
 def open_image(source: Source) -> Rgb:
-    """The picture as uint8 RGB (H, W, 3), upright.
+    """The picture as uint8 RGB (H, W, 3), upright, in memory of its own.
 
     `source` is a path, the bytes of a file, an open binary file, a PIL image, or a uint8 array (H, W),
     (H, W, 3) RGB or (H, W, 4) RGBA. Of an animation the first frame is taken.
@@ -71,13 +84,17 @@ def _stream(
         return io.BytesIO(source), f"the picture of {len(source):,} bytes"
     if isinstance(source, str | os.PathLike):
         path = Path(source)
-        if not path.is_file():
-            what = "is not a file" if path.exists() else "does not exist"
-            raise InputError(f"{path} {what}. Give the path of a picture.")
         try:
+            if not path.is_file():
+                what = "is not a file" if path.exists() else "does not exist"
+                raise InputError(f"{path} {what}. Give the path of a picture.")
             return path.open("rb"), str(path)
         except OSError as error:
-            raise InputError(f"{path} cannot be read: {error.strerror}.") from None
+            text = str(path)
+            name = f"a path of {len(text):,} characters" if error.errno == errno.ENAMETOOLONG else text
+            raise InputError(
+                f"{name} cannot be read: {error.strerror}. Give the path of a picture."
+            ) from None
     if hasattr(source, "read"):
         data = source.read()
         if not isinstance(data, bytes):
@@ -90,17 +107,29 @@ def _stream(
 
 def _decoded(picture: Image.Image, name: str) -> Rgb:
     _check_size(picture.width, picture.height, name)
+    mode = picture.mode
+    sixteen = mode.startswith("I;16") or (mode == "I" and picture.format in FORMATS_16_IN_I)
+    if mode == "F" or (mode == "I" and not sixteen):
+        what = "floating-point" if mode == "F" else "32-bit"
+        raise InputError(f"{name} holds {what} values. Save it with 8 bits a channel.")
     try:
-        upright = ImageOps.exif_transpose(picture)
-        mode, data = upright.mode, upright
-        if mode.startswith("I"):  # one channel of 16 bits, in Pillow's I;16 or I
-            return np.repeat((np.asarray(data).clip(0, 65535) >> 8).astype(np.uint8)[..., None], 3, axis=2)
-        pixels = None if mode == "F" else np.array(data.convert("RGB"))
+        picture.load()
+        turn = _turn(picture)
+        upright = picture if turn is None else picture.transpose(turn)
+        if sixteen:
+            return np.repeat((np.asarray(upright) >> 8).astype(np.uint8)[..., None], 3, axis=2)
+        return np.array(upright.convert("RGB"))
     except Exception:
         raise InputError(f"{name} is a damaged or truncated picture. Save or download it again.") from None
-    if pixels is None:
-        raise InputError(f"{name} holds floating-point values. Save it with 8 bits a channel.")
-    return pixels
+
+
+def _turn(picture: Image.Image) -> Image.Transpose | None:
+    """What makes a loaded picture upright; None where it is, or where no orientation can be read."""
+    # Not ImageOps.exif_transpose: it writes the tags anew, and fails where another one is bad.
+    try:
+        return UPRIGHT.get(picture.getexif().get(ExifTags.Base.Orientation, 1))
+    except Exception:
+        return None
 
 
 def _from_array(array: NDArray[Any]) -> Rgb:
@@ -109,8 +138,8 @@ def _from_array(array: NDArray[Any]) -> Rgb:
     if not (array.ndim == 2 or (array.ndim == 3 and array.shape[2] in (3, 4))):
         raise InputError(f"the picture array has shape {array.shape}, not (H, W), (H, W, 3) or (H, W, 4).")
     _check_size(array.shape[1], array.shape[0], "the picture array")
-    rgb = np.repeat(array[..., None], 3, axis=2) if array.ndim == 2 else array[..., :3]
-    return np.ascontiguousarray(rgb)
+    # A copy: the caller may fill the array with the next frame of a camera.
+    return np.repeat(array[..., None], 3, axis=2) if array.ndim == 2 else np.array(array[..., :3], order="C")
 
 
 def _check_size(width: int, height: int, name: str) -> None:

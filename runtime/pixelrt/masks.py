@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -51,40 +52,43 @@ class Answer:
     text: str
     token_ids: list[int]  # the generated ids
     masks: list[Mask]
-    timing: dict[str, float]  # stage -> milliseconds
+    timing: dict[str, float]  # stage -> ms, of this question alone; the picture's are in Frame.timing
+    finished: bool = True  # False where the limit cut the answer off
 
     def to_json(self) -> dict[str, Any]:
         """The answer in plain types; masks as RLE."""
         return {
             "text": self.text,
             "token_ids": [int(token) for token in self.token_ids],
+            "finished": bool(self.finished),
             "masks": [mask.to_json() for mask in self.masks],
             "timing_ms": {stage: round(float(spent), 3) for stage, spent in self.timing.items()},
         }
 
 
+# Of two repetitions next to each other only one may take blanks: otherwise a run of them costs its square.
 _CLAUSE_END = re.compile(r"[.,;:!?](?=\s|$)")  # not the point of "3.5 mm"
 _LEADING = re.compile(r"^(?:(?:and|or)\b\s*)?(?:(?:the|an|a)\b\s*)?", re.IGNORECASE)
-_TRAILING = re.compile(r"\s*\b(?:is|are)$", re.IGNORECASE)
-_JOINER = re.compile(r"^[\s,]*(?:(?:and|or)\b)?\s*$", re.IGNORECASE)
+_TRAILING = re.compile(r"\b(?:is|are)$", re.IGNORECASE)
+_JOINER = re.compile(r"^[\s,]*(?:(?:and|or)\b\s*)?$", re.IGNORECASE)
 
 
-def labelled_spans(text: str, marker: str = "[SEG]") -> list[tuple[str, tuple[int, int]]]:
-    """(label, (start, end)) of each marker in `text`: the words it stands after, and where it is.
+def label_spans(text: str, spans: Sequence[tuple[int, int]]) -> list[str]:
+    """The words that each mask's marker stands after; `spans` are the markers' places in `text`, in order.
 
     "Sure, the red circle [SEG] and the blue star [SEG]." gives "red circle" and "blue star". Words count from
     the previous marker or the previous one of . , ; : ! ?; a leading "and" or "or", a leading article and a
     trailing "is" or "are" are left out. Markers with nothing, a comma or an "and" between them share a label.
     """
-    found: list[tuple[str, tuple[int, int]]] = []
+    labels: list[str] = []
     after = 0
-    for match in re.finditer(re.escape(marker), text):
-        between = text[after : match.start()]
-        if found and _JOINER.match(between):
-            label = found[-1][0]
+    for start, end in spans:
+        between = text[after:start]
+        if labels and _JOINER.match(between):
+            label = labels[-1]
         else:
             label = _CLAUSE_END.split(between)[-1].strip()
             label = _TRAILING.sub("", _LEADING.sub("", label, count=1), count=1).strip()
-        found.append((label, match.span()))
-        after = match.end()
-    return found
+        labels.append(label)
+        after = end
+    return labels

@@ -20,14 +20,20 @@ MESSAGES: dict[str, dict[int, str]] = {
     "Tensor": {13: "Entry"},
 }
 FIXED_SIZES = {1: 8, 5: 4}  # wire type -> bytes
+DEEPEST = 100  # messages in messages, protobuf's own limit
 
 
 def external_locations(content: bytes) -> set[str]:
-    """The `location` of every external tensor. Raises ValueError where the bytes are no protobuf."""
-    return set(_locations(memoryview(content), "Model"))
+    """The `location` of every external tensor.
+
+    Raises ValueError where the bytes are no protobuf, or are one that readers could understand differently.
+    """
+    return set(_locations(memoryview(content), "Model", 1))
 
 
-def _locations(content: memoryview, message: str) -> Iterator[str]:
+def _locations(content: memoryview, message: str, depth: int) -> Iterator[str]:
+    if depth > DEEPEST:
+        raise ValueError(f"messages nest deeper than {DEEPEST}")
     inner = MESSAGES[message]
     for field, value in _fields(content):
         kind = inner.get(field)
@@ -36,15 +42,19 @@ def _locations(content: memoryview, message: str) -> Iterator[str]:
             if pair.get(1) == b"location":
                 yield pair.get(2, b"").decode(errors="replace")
         elif kind is not None:
-            yield from _locations(value, kind)
+            yield from _locations(value, kind, depth + 1)
 
 
 def _fields(content: memoryview) -> Iterator[tuple[int, memoryview]]:
     """(field number, bytes) of the length-delimited fields of one message."""
     at = 0
     while at < len(content):
+        start = at
         key, at = _varint(content, at)
         field, wire = key >> 3, key & 7
+        # Other readers keep 32 bits of a tag: a longer one would name another field to them than to us.
+        if key >> 32 or at - start > 5 or field == 0:
+            raise ValueError("a field without a proper number")
         if wire == 2:
             size, at = _varint(content, at)
             if at + size > len(content):

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import tokenizers
 
 from pixelrt.errors import InputError
 
-IMAGE = "<image>"
+IMAGE, QUESTION = "<image>", "{question}"
+LONGEST_TOKEN = 64  # characters; bounds the work spent on a hopeless text
 
 
 @dataclass(frozen=True)
@@ -27,36 +27,42 @@ class Prompt:
 
 @dataclass(frozen=True)
 class PromptBuilder:
-    """template: the conversation with `{question}`; it names the image once, as `<image>`."""
+    """template: the conversation, with `{question}` and with `<image>` where the image tokens go."""
 
     tokenizer: tokenizers.Tokenizer
     template: str
     bos: int
-    max_tokens: int  # positions of the model less those of the image
-    _longest_token: int = 64  # characters; bounds the work spent on a hopeless text
+    pad: int
+    max_tokens: int  # that a prompt may have beside the image
 
-    @classmethod
-    def from_manifest(
-        cls, tokenizer: Path, prompt: dict[str, Any], bos: int, max_tokens: int
-    ) -> PromptBuilder:
-        return cls(tokenizers.Tokenizer.from_file(str(tokenizer)), prompt["template"], bos, max_tokens)
+    def __post_init__(self) -> None:
+        if self.template.count(IMAGE) != 1 or self.template.count(QUESTION) != 1:
+            raise InputError(
+                f"The bundle's prompt template must name {IMAGE} and {QUESTION} once. Export it again."
+            )
+
+    @property
+    def image_mark(self) -> str:
+        """`<image>` with what the template puts right before and behind it."""
+        return next(word for word in self.template.split() if IMAGE in word)
 
     def __call__(self, question: str) -> Prompt:
         """Ids of the question in the template.
 
-        A text that itself holds `<image>` is taken as a complete prompt: an earlier turn, or the beginning of
-        the answer, can be given that way. Raises InputError for an empty or over-long question.
+        A text that holds `image_mark` is taken as a complete prompt: earlier turns, or the beginning of the
+        answer, can be given that way. Raises InputError for an empty, over-long or misleading question.
         """
         if not isinstance(question, str) or not question.strip():
             raise InputError("The prompt is empty. Say what to segment, for example: Segment the red circle.")
-        if len(question) > self.max_tokens * self._longest_token:
+        if len(question) > self.max_tokens * LONGEST_TOKEN:
             raise InputError(
                 f"The prompt has {len(question)} characters; this model takes {self.max_tokens} tokens. Shorten it."
             )
-        text = question if IMAGE in question else self.template.replace("{question}", question)
+        whole = self.image_mark in question
+        text = question if whole else self.template.replace(QUESTION, question)
         if text.count(IMAGE) != 1:
             raise InputError(
-                f"The prompt names {IMAGE} {text.count(IMAGE)} times; name it once, or not at all."
+                f"The prompt names {IMAGE}, which stands for the picture and is put in by itself. Leave it out."
             )
         head, tail = (self._encode(part) for part in text.split(IMAGE))
         count = 1 + len(head) + len(tail)
@@ -65,8 +71,22 @@ class PromptBuilder:
                 f"The prompt is {count} tokens long; this model takes fewer than {self.max_tokens} beside the "
                 "image. Shorten it."
             )
+        if self.pad in head or self.pad in tail:  # the original reads it as the end of the prompt
+            name = self.tokenizer.id_to_token(self.pad)
+            raise InputError(f"The prompt holds {name}, which the model takes for its end. Leave it out.")
         return Prompt([self.bos, *head], tail)
 
     def _encode(self, text: str) -> list[int]:
-        ids: list[int] = self.tokenizer.encode(text, add_special_tokens=False).ids
+        try:
+            ids: list[int] = self.tokenizer.encode(text, add_special_tokens=False).ids
+        except TypeError:  # bytes of a terminal that are no UTF-8 arrive as lone surrogates
+            raise InputError("The prompt is not valid Unicode. Type it again.") from None
         return ids
+
+
+def read_tokenizer(path: Path) -> tokenizers.Tokenizer:
+    """A tokenizer.json. Raises InputError where it is none."""
+    try:
+        return tokenizers.Tokenizer.from_file(str(path))
+    except Exception as error:  # the library raises Exception itself
+        raise InputError(f"{path} is not a tokenizer ({error}). Export the bundle again.") from None

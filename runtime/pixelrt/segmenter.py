@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import importlib
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -21,7 +21,7 @@ FAMILIES = {"pixellm": "pixelrt.families.pixellm"}
 BACKENDS = ("auto", "onnxruntime")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Frame:
     """An image and everything that was computed from it alone; serves any number of questions."""
 
@@ -30,6 +30,7 @@ class Frame:
     tokens: Array  # (T, D) image tokens of the language model
     token_valid: npt.NDArray[np.bool_]  # (T,) False where a token lies in the padding
     features: Mapping[str, Array]  # inputs of the pixel decoder
+    bundle: str  # SHA-256 of the manifest of the bundle that encoded it
     timing: Mapping[str, float] = field(default_factory=dict)  # stage -> ms
 
 
@@ -50,12 +51,16 @@ class Segmenter(Protocol):
         ...
 
 
-def load(path: str | Path, backend: str = "auto", expect_sha256: str | None = None) -> Segmenter:
+def load(path: str | os.PathLike[str], backend: str = "auto", expect_sha256: str | None = None) -> Segmenter:
     """Load a bundle.
 
     backend: `auto` or `onnxruntime` (CPU). expect_sha256: refuse the bundle unless its manifest, which holds the
     hash of every file, has this one. Raises InputError.
     """
+    if not isinstance(path, str | os.PathLike):
+        raise InputError(f"A bundle is given by its path, not by a {type(path).__name__}.")
+    if expect_sha256 is not None and not isinstance(expect_sha256, str):
+        raise InputError(f"expect_sha256 is {expect_sha256!r}. Give 64 hexadecimal digits.")
     if backend not in BACKENDS:
         raise InputError(f"No backend {backend!r}. Choose one of: {', '.join(BACKENDS)}.")
     return open_bundle(Bundle.read(path, expect_sha256=expect_sha256), backend)

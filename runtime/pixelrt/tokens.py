@@ -9,14 +9,23 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from pixelrt.errors import InputError
+
+STORED = {"float16": "<f2", "bfloat16": "<u2", "float32": "<f4"}
+
 
 class TokenTable:
     """Embedding rows (V, H), memory-mapped: only the rows of a prompt are ever read."""
 
     def __init__(self, path: Path, dtype: str, shape: Sequence[int]) -> None:
-        """dtype: float16, bfloat16 or float32, little endian."""
+        """dtype: float16, bfloat16 or float32, little endian. Raises InputError where the file has another size."""
         self.bfloat16 = dtype == "bfloat16"
-        stored = np.uint16 if self.bfloat16 else np.dtype(dtype)
+        stored = np.dtype(STORED[dtype])
+        size, wanted = path.stat().st_size, int(shape[0]) * int(shape[1]) * stored.itemsize
+        if size != wanted or wanted == 0:
+            raise InputError(
+                f"{path} has {size} bytes; {shape[0]} x {shape[1]} of {dtype} are {wanted}. Export the bundle again."
+            )
         self.rows: npt.NDArray[Any] = np.memmap(path, stored, "r", shape=tuple(shape))
 
     def __call__(self, ids: Sequence[int]) -> npt.NDArray[np.float32]:

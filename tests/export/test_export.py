@@ -141,6 +141,41 @@ def test_other_folders_are_not_overwritten(golden_checkpoint_a: Path, tmp_path: 
     assert export_bundle(golden_checkpoint_a, tmp_path / "empty").is_dir()
 
 
+def test_folders_that_only_look_like_bundles(
+    golden_checkpoint_a: Path, golden_bundle_a: Path, tmp_path: Path
+) -> None:
+    """A manifest.json of another kind, and a bundle with somebody's notes in it, are left alone."""
+    (tmp_path / "app").mkdir()
+    (tmp_path / "app" / "manifest.json").write_text('{"manifest_version": 3}')
+    bundle = Path(shutil.copytree(golden_bundle_a, tmp_path / "bundle"))
+    (bundle / "NOTES.md").write_text("keep")
+    with pytest.raises(InputError, match="is not a bundle"):
+        export_bundle(golden_checkpoint_a, tmp_path / "app")
+    with pytest.raises(InputError, match=r"holds NOTES\.md"):
+        export_bundle(golden_checkpoint_a, bundle)
+    assert (tmp_path / "app" / "manifest.json").is_file() and (bundle / "NOTES.md").is_file()
+
+
+def test_a_link_to_a_bundle_stays_a_link(golden_checkpoint_a: Path, tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to("real")
+    for _ in range(2):
+        assert export_bundle(golden_checkpoint_a, tmp_path / "link") == tmp_path / "link"
+    assert left_in(tmp_path) == {"link", "real"} and (tmp_path / "link").is_symlink()
+    assert json.loads((tmp_path / "real" / "manifest.json").read_text())["name"] == "real"
+
+
+def test_counts_that_do_not_fit_the_checkpoint(checkpoint: Path, tmp_path: Path) -> None:
+    config = json.loads((checkpoint / "config.json").read_text())
+    (checkpoint / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 10**12}))
+    with pytest.raises(InputError, match="more than there are tensors"):
+        export_bundle(checkpoint, tmp_path / "b")
+    (checkpoint / "config.json").write_text(json.dumps(config))
+    added = json.loads((checkpoint / "added_tokens.json").read_text())
+    (checkpoint / "added_tokens.json").write_text(json.dumps(added | {"[MORE]": 408}))
+    with pytest.raises(InputError, match="409 ids and its model 408"):
+        export_bundle(checkpoint, tmp_path / "b")
+
+
 def test_unknown_family(checkpoint: Path, tmp_path: Path) -> None:
     config = json.loads((checkpoint / "config.json").read_text())
     (checkpoint / "config.json").write_text(json.dumps(config | {"model_type": "sam"}))

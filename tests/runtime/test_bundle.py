@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +15,7 @@ import pytest
 from pixelrt.bundle import FORMAT, Bundle
 from pixelrt.errors import InputError
 from pixelrt.onnx_file import external_locations
+from pixelrt.segmenter import open_bundle
 from pixelrt.tokens import TokenTable
 
 
@@ -99,6 +100,14 @@ def link_outside(bundle: Path) -> None:
     (bundle / "embeddings.bin").symlink_to(bundle.parent / "elsewhere.bin")
 
 
+def embeddings_with(key: str, value: object) -> Callable[[Path], None]:
+    return lambda bundle: edit(bundle, lambda manifest: manifest["embeddings"].__setitem__(key, value))
+
+
+def tokens_with(key: str, value: object) -> Callable[[Path], None]:
+    return lambda bundle: edit(bundle, lambda manifest: manifest["tokens"].__setitem__(key, value))
+
+
 def unlisted_graph(bundle: Path) -> None:
     edit(bundle, lambda m: m["files"].pop("encoder.fp32.onnx"))
 
@@ -123,6 +132,16 @@ def unlisted_graph(bundle: Path) -> None:
         (name_outside("a\\..\\b"), "outside the bundle"),
         (link_outside, "outside the bundle"),
         (unlisted_graph, "lists no hash"),
+        (embeddings_with("dtype", "object"), "wanted one of bfloat16, float16, float32"),
+        (embeddings_with("dtype", "float32"), "are 208896"),
+        (embeddings_with("shape", [408, 127]), "are 103632"),
+        (tokens_with("seg", [400, 401, 402, 403, 404, 404]), "do not fit one another"),
+        (tokens_with("seg", [1, 2, 3, 4, 5, 5000]), "do not fit one another"),
+        (tokens_with("seg_scales", 4), "do not fit one another"),
+        (tokens_with("seg", "x"), "wanted a list"),
+        (manifest_with("prompt", {"template": "no place for the question <image>"}), "once"),
+        (manifest_with("prompt", {"template": 5}), "wanted a string"),
+        (lambda bundle: (bundle / "manifest.json").write_text("[" * 100_000), "not JSON"),
     ],
 )
 def test_refused(bundle: Path, spoil: Callable[[Path], None], sentence: str) -> None:
@@ -130,6 +149,82 @@ def test_refused(bundle: Path, spoil: Callable[[Path], None], sentence: str) -> 
     with pytest.raises(InputError, match=sentence) as caught:
         pixelrt.load(bundle)
     assert "\n" not in str(caught.value)
+
+
+def places(value: object, at: tuple = ()) -> Iterator[tuple]:
+    """Every place in a JSON value; of lists only the first item."""
+    if at:
+        yield at
+    if isinstance(value, dict):
+        for name, inner in value.items():
+            yield from places(inner, (*at, name))
+    elif isinstance(value, list) and value:
+        yield from places(value[0], (*at, 0))
+
+
+class NoEngines:
+    """A backend that opens nothing, so that a thousand manifests can be tried."""
+
+    name = "none"
+
+    def open(self, graph: str) -> None:
+        return None
+
+
+def test_no_wrong_value_of_a_manifest_surprises(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each place of the manifest with each wrong value: a sentence, or it does not matter; never another error."""
+    monkeypatch.setattr("pixelrt.bundle.external_locations", lambda content: set())  # has tests of its own
+    file = bundle / "manifest.json"
+    right = json.loads(file.read_text())
+    wrong = [
+        None,
+        "x",
+        "",
+        -1,
+        0,
+        1.5,
+        True,
+        [],
+        {},
+        ["x"],
+        {"a": 1},
+        1 << 40,
+        float("nan"),
+        float("inf"),
+        [[]],
+    ]
+    refused = tried = 0
+    for at in list(places(right)):
+        for value in wrong:
+            manifest = json.loads(json.dumps(right))
+            inner = manifest
+            for step in at[:-1]:
+                inner = inner[step]
+            inner[at[-1]] = value
+            file.write_text(json.dumps(manifest))
+            tried += 1
+            try:
+                open_bundle(Bundle.read(bundle, verify=False), NoEngines())
+            except InputError as error:
+                refused += 1
+                assert "\n" not in str(error)
+    assert tried > 1000 and refused > tried / 2
+
+
+def test_tags_that_readers_understand_differently(bundle: Path) -> None:
+    """A tag of more than 32 bits is another field to ONNX Runtime than to us: refused."""
+    graph = (bundle / "encoder.fp32.onnx").read_bytes()
+    field_1_of_33_bits = bytes([0x8A, 0x80, 0x80, 0x80, 0x10])  # 1 << 32 | 1 << 3 | 2
+    for tag in (field_1_of_33_bits, bytes([0x02]), bytes([0x8A, 0x80, 0x80, 0x80, 0x80, 0x00])):
+        with pytest.raises(ValueError, match="proper number"):
+            external_locations(graph + tag + b"\x00")
+    assert external_locations(graph) == {"weights.data"}
+
+
+def test_arguments_of_load(bundle: Path) -> None:
+    for arguments in ((None,), (3,), (bundle, "auto", 123)):
+        with pytest.raises(InputError):
+            pixelrt.load(*arguments)
 
 
 def test_not_a_bundle(tmp_path: Path, golden_checkpoint_a: Path) -> None:

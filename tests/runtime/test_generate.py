@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from pixelrt.bundle import GraphFile, Tensor
 from pixelrt.errors import InputError
-from pixelrt.generate import Codebook, Generation, generate, prompt_rows
+from pixelrt.generate import Codebook, Generation, check_settings, generate, prompt_rows
 from pixelrt.language import Context
 
 SEG = (90, 91, 92, 93, 94, 95)
@@ -161,11 +161,42 @@ def test_ties_go_to_the_first() -> None:
 
 
 @pytest.mark.parametrize(
-    ("limit", "seg_runs", "sentence"), [(0, "complete", "1 or more"), (5, "all", "Choose one")]
+    ("limit", "seg_runs", "sentence"),
+    [(0, "complete", "1 or more"), (2.5, "complete", "whole number"), (5, "all", "Choose one")],
 )
-def test_bad_settings(limit: int, seg_runs: str, sentence: str) -> None:
+def test_bad_settings(limit: object, seg_runs: str, sentence: str) -> None:
     with pytest.raises(InputError, match=sentence):
-        answer(Script({11: EOS}), limit=limit, seg_runs=seg_runs)
+        check_settings(limit, seg_runs)
+
+
+def test_logits_that_are_no_numbers_are_no_answer() -> None:
+    engine = Script({11: 20, 20: EOS})
+
+    def overflowing(inputs, into=None):
+        out = engine(inputs, into)
+        out["logits"][..., 7] = np.nan
+        return out
+
+    overflowing.file = engine.file
+    with pytest.raises(ArithmeticError, match="not finite"):
+        answer(overflowing)
+
+
+def test_finished_tells_an_ended_answer_from_a_cut_one() -> None:
+    script = chain(11, 20, 21, EOS)
+    assert answer(Script(script)).finished
+    assert not answer(Script(script), limit=2).finished
+    assert answer(Script(script), limit=3).finished
+
+
+def test_where_runs_begin() -> None:
+    """A target of the prompt, or one whose tokens are in pieces, begins nowhere."""
+    hidden = [np.zeros(WIDTH)]
+    whole = Generation([20, *SEG, 21, *SEG], hidden * 12)
+    assert whole.run_starts(CODEBOOK) == [1, 8]
+    assert Generation([*SEG], hidden * 12).run_starts(CODEBOOK) == [None, 0]
+    pieces = Generation([*SEG[:3], 20, *SEG, 21, *SEG[3:]], hidden * 12)
+    assert pieces.run_starts(CODEBOOK) == [None, None]
 
 
 def test_mask_is_causal_and_hides_padding() -> None:

@@ -72,15 +72,54 @@ def test_modes() -> None:
         open_image(Image.fromarray(GREY.astype(np.float32)))
 
 
+def test_sixteen_bits_and_other_integers() -> None:
+    """16 bits become their upper 8; of any other integer nobody can say what is white."""
+    three, wide = np.dstack([GREY] * 3), Image.fromarray(GREY.astype(np.uint16) * 256 + 255)
+    for kind in ("PNG", "PPM", "TIFF"):
+        assert np.array_equal(open_image(encoded(wide, kind)), three), kind
+    old = Image.fromarray(GREY.astype(np.int32) * 256 + 255)  # what Pillow 10 makes of a PNG
+    old.format = "PNG"
+    assert np.array_equal(open_image(old), three)
+    small = Image.fromarray(GREY.astype(np.int32))
+    for source in (small, encoded(small, "TIFF")):
+        with pytest.raises(InputError, match="32-bit"):
+            open_image(source)
+
+
+def test_array_is_copied() -> None:
+    for array in (RGB.copy(), GREY.copy(), np.dstack([RGB, GREY])):
+        got = open_image(array)
+        before = got.copy()
+        array[:] = 255 - array
+        assert np.array_equal(got, before)
+
+
 @pytest.mark.parametrize(
     ("orientation", "turn"),
     [(1, lambda x: x), (2, np.fliplr), (3, lambda x: np.rot90(x, 2)), (4, np.flipud),
-     (5, lambda x: x.transpose(1, 0, 2)), (6, lambda x: np.rot90(x, -1)), (8, np.rot90)],
+     (5, lambda x: x.transpose(1, 0, 2)), (6, lambda x: np.rot90(x, -1)),
+     (7, lambda x: np.rot90(x, 2).transpose(1, 0, 2)), (8, np.rot90), (0, lambda x: x), (9, lambda x: x)],
 )  # fmt: skip
 def test_orientation_tag_is_applied(orientation: int, turn: Any) -> None:
     exif = Image.Exif()
     exif[0x0112] = orientation
-    assert np.array_equal(open_image(encoded(Image.fromarray(RGB), exif=exif)), turn(RGB))
+    for kind in ("PNG", "TIFF"):  # Pillow turns a TIFF itself
+        assert np.array_equal(open_image(encoded(Image.fromarray(RGB), kind, exif=exif)), turn(RGB)), kind
+
+
+def test_other_tags_may_be_bad(monkeypatch: pytest.MonkeyPatch) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    turned = encoded(Image.fromarray(RGB), exif=exif)
+
+    def tobytes(*_: object) -> bytes:
+        raise struct.error("a tag that cannot be written")
+
+    monkeypatch.setattr(Image.Exif, "tobytes", tobytes)
+    assert np.array_equal(open_image(turned), np.rot90(RGB, -1))
+    for nonsense in (b"Exif\0\0", b"Exif\0\0II*\0\xff\xff\xff\xff", b"Exif\0\0nonsense"):
+        data = encoded(Image.fromarray(RGB), "JPEG", exif=nonsense)
+        assert open_image(data).shape == RGB.shape
 
 
 def png_header(width: int, height: int) -> bytes:
@@ -133,6 +172,8 @@ def test_bad_paths(tmp_path: Path) -> None:
         open_image(tmp_path / "none.png")
     with pytest.raises(InputError, match="is not a file"):
         open_image(tmp_path)
+    with pytest.raises(InputError, match="a path of 300 characters cannot be read"):
+        open_image("Segment " + "x" * 292)
     (tmp_path / "notes.txt").write_text("hello")
     with pytest.raises(InputError, match=r"notes\.txt is not a picture"):
         open_image(tmp_path / "notes.txt")

@@ -6,8 +6,9 @@ import json
 
 import numpy as np
 import pytest
+from marked import labelled_spans
 from pixelrt import rle
-from pixelrt.masks import Answer, Mask, labelled_spans
+from pixelrt.masks import Answer, Mask
 
 
 @pytest.mark.parametrize(
@@ -42,6 +43,16 @@ def test_labels(text: str, labels: list[str]) -> None:
     assert [span for _, span in found] == sorted({span for _, span in found})
 
 
+def test_long_blanks() -> None:
+    """200,000 of them: at a cost that grows with the square of it this would not come back within the hour."""
+    blanks = " " * 200_000
+    found = labelled_spans(
+        f"[SEG]{blanks}x{blanks}is [SEG]{blanks},{blanks}and{blanks}[SEG]{blanks}or x [SEG]"
+    )
+    assert [label for label, _ in found] == ["", "x", "x", "x"]
+    assert labelled_spans(f"x{blanks}y [SEG]")[0][0] == f"x{blanks}y"
+
+
 def test_other_marker() -> None:
     assert labelled_spans("the cat <m>.", "<m>") == [("cat", (8, 11))]
 
@@ -55,6 +66,8 @@ def test_json_is_plain() -> None:
     answer = Answer("the [SEG]", [np.int64(3), 4], [mask, empty], {"encode": 1.23456})  # type: ignore[list-item]
     document = json.loads(json.dumps(answer.to_json()))
     assert document["token_ids"] == [3, 4] and document["timing_ms"] == {"encode": 1.235}
+    assert document["finished"] is True
+    assert Answer("", [], [], {}, finished=False).to_json()["finished"] is False
     first, second = document["masks"]
     assert first["label"] == "cat" and first["score"] == 0.5 and first["span"] == [4, 9]
     assert first["box"] == [2, 1, 5, 3] and first["area"] == 6 == mask.area

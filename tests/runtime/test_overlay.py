@@ -6,8 +6,9 @@ from collections.abc import Sequence
 
 import numpy as np
 import pytest
+from marked import labelled_spans
 from PIL import Image
-from pixelrt.masks import Mask, labelled_spans
+from pixelrt.masks import Mask
 from pixelrt.overlay import ALPHA, LONG_SIDE_MAX, LONG_SIDE_MIN, draw, grown
 from pixelrt.palette import colours
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -48,6 +49,28 @@ def test_commands_of_other_packages_join(monkeypatch: pytest.MonkeyPatch) -> Non
     with_entry_points(monkeypatch, export=joined, shout=joined)
     assert run("export", "a", "b").output == "a b\n"
     assert "shout" in run("--help").output
+
+
+def test_export_has_debug_and_a_next_line_to_type(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    from pixelrt_export.cli import export
+
+    bundle = tmp_path / "my bundle"
+
+    def export_bundle(checkpoint: Path, target: Path, **_: object) -> Path:
+        if checkpoint.name == "broken":
+            raise RuntimeError("it broke")
+        target.mkdir()
+        return target
+
+    with_entry_points(monkeypatch, export=export)
+    monkeypatch.setitem(sys.modules, "pixelrt_export.export", SimpleNamespace(export_bundle=export_bundle))
+    done = run("export", "checkpoint", bundle)
+    command = shlex.split(done.output.partition("next: ")[2])
+    assert command == ["pixelrt", "segment", str(bundle), "IMAGE", "Segment the ..."]
+    failed = run("export", "broken", bundle)
+    assert failed.exit_code == 1 and "--debug" in failed.output and "Traceback" not in failed.output
+    failed = run("export", "broken", bundle, "--debug")
+    assert failed.exit_code == 1 and "Traceback" in failed.output and "in export_bundle" in failed.output
 
 
 def test_absent_export_extra(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -111,6 +134,9 @@ def test_inspect(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         assert words in result.output
     document = json.loads(run("inspect", tmp_path, "--json").output)
     assert document == {"path": str(tmp_path), "sha256": "ef" * 32, "manifest": MANIFEST}
+    read.path = Path("odd\udcff")  # a byte that is not UTF-8
+    assert json.loads(run("inspect", "odd\udcff", "--json").output)["path"] == "odd\ufffd"
+    assert "odd\ufffd" in run("inspect", "odd\udcff").output
 
 
 def test_inspect_no_bundle(tmp_path: Path) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from pixelrt.errors import InputError
+
 from pixelrt_export.checkpoint import Checkpoint
 from pixelrt_export.config import PixelLMConfig
 from pixelrt_export.export import Sink
@@ -43,10 +45,21 @@ def write_bundle(checkpoint: Checkpoint, sink: Sink, vision_tower: Path | None) 
     clip = open_vision_tower(find_vision_tower(checkpoint.folder, checkpoint.config, vision_tower))
     config = PixelLMConfig.from_configs(checkpoint.config, clip.config, str(checkpoint.folder))
     found = checkpoint.shapes()
+    for count, tensors in ((config.language.layers, found), (config.vision.layers, clip.shapes())):
+        if count > len(tensors):
+            raise InputError(
+                f"{checkpoint.folder}: config.json says {count} layers, more than there are tensors "
+                f"({len(tensors)}). Take both from one release."
+            )
     dead = checkpoint.account(pixellm_tensors(config, found), DEAD_TENSORS)
     dead |= clip.account(vision_tensors(config), DEAD_VISION_TENSORS)
     depth, _ = decoder_depth_and_mlp(found)
     tokenizer = read_llama_tokenizer(checkpoint.folder)
+    if tokenizer.size > config.language.vocab:
+        raise InputError(
+            f"{checkpoint.folder}: its tokenizer has {tokenizer.size} ids and its model {config.language.vocab} "
+            "rows of embeddings. Take both from one release."
+        )
 
     sink.graph(
         "encoder",
@@ -87,7 +100,6 @@ def write_bundle(checkpoint: Checkpoint, sink: Sink, vision_tower: Path | None) 
         },
         "provenance": {
             "checkpoint": checkpoint.folder.resolve().name,
-            "architecture": checkpoint.config.get("architectures", ["PixelLMForCausalLM"])[0],
             "files": {
                 **checkpoint.sha256(),
                 **tokenizer_hashes(checkpoint.folder),
@@ -105,6 +117,7 @@ def _tokens(config: PixelLMConfig, tokenizer: LlamaTokenizer) -> dict[str, Any]:
         "tokenizer": "tokenizer.json",
         "bos": tokenizer.bos,
         "eos": tokenizer.eos,
+        "pad": tokenizer.unk,  # the original pads with unk, and reads it as the end of a prompt
         "seg": seg_token_ids(tokenizer.added_tokens, config.seg_tokens),
         "seg_scales": config.scales,
         "image_tokens": config.image_tokens,

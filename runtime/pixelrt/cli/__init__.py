@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import errno
+import os
+import re
 import traceback
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, entry_points, version
@@ -23,6 +25,17 @@ GROUP = "pixelrt.commands"
 # What is known of them without importing them: (extra, what `--help` says)
 KNOWN = {
     "export": ("export", "Make a bundle from a checkpoint (needs pixelrt[export])."),
+}
+# Errors of a path that was given; any other OSError (a full disk, a broken one) is a failure.
+ADVICE = {
+    errno.EACCES: "Change its permissions or give another path.",
+    errno.EPERM: "Change its permissions or give another path.",
+    errno.EROFS: "Give a path on another file system.",
+    errno.ENAMETOOLONG: "Give a path; are the arguments in order?",
+    errno.ENOTDIR: "Give a path that leads through folders only.",
+    errno.EISDIR: "A file is wanted in its place.",
+    errno.EEXIST: "Give another path.",
+    errno.ENOENT: "Check the path.",
 }
 
 
@@ -67,13 +80,35 @@ def _report(error: Exception, debug: bool) -> int:
         traceback.print_exception(error)
     if isinstance(error, ModuleNotFoundError):
         error = MissingExtra.from_import(error) or error
+    if isinstance(error, OSError):
+        error = _bad_path(error) or error
     if isinstance(error, InputError):
-        click.echo(f"error: {error}", err=True)
+        say(f"error: {error}", err=True)
         return 2
     words = " ".join(str(error).split())
     hint = "" if debug else "  (--debug shows where)"
-    click.echo(f"failed: {type(error).__name__}{': ' if words else ''}{words}{hint}", err=True)
+    say(f"failed: {type(error).__name__}{': ' if words else ''}{words}{hint}", err=True)
     return 1
+
+
+def _bad_path(error: OSError) -> InputError | None:
+    """The sentence for a path that cannot be used; None where the error is of another kind."""
+    if error.errno not in ADVICE or not isinstance(error.filename, str | bytes | os.PathLike):
+        return None
+    name = os.fsdecode(error.filename)
+    if error.errno == errno.ENAMETOOLONG:
+        name = f"A path of {len(name):,} characters"
+    return InputError(f"{name} cannot be read or written: {error.strerror}. {ADVICE[error.errno]}")
+
+
+def printable(text: str) -> str:
+    """`text` as UTF-8 can hold it: each byte of a file name that is none (a lone surrogate) becomes U+FFFD."""
+    return re.sub("[\ud800-\udfff]", "\ufffd", text)
+
+
+def say(text: str = "", err: bool = False) -> None:
+    """Print a line, whatever file names are in it."""
+    click.echo(printable(text), err=err)
 
 
 def _object(place: str) -> click.Command:

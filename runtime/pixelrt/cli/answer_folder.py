@@ -1,7 +1,9 @@
 """The folder of an answer: answer.json, overlay.png, mask_1.png, mask_2.png, ...
 
-Everything is first written in a temporary folder inside it. Then the old answer.json goes, the pictures take
-their places and answer.json comes last: where there is one, the files it names are whole and its own.
+Of the files with these names, ours are those that an answer.json of ours names; beside any other the folder is
+refused. A new answer is first written in a temporary folder inside it. Then the files of the earlier one go, its
+answer.json first, and the new ones take their places, answer.json last: where there is one, the files it names
+are whole and its own. A failure on the way is undone.
 """
 
 from __future__ import annotations
@@ -11,6 +13,8 @@ import os
 import re
 import shutil
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +22,37 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from pixelrt.cli import printable
 from pixelrt.errors import InputError
 from pixelrt.masks import Answer
 from pixelrt.overlay import draw
 
-_MASK_FILE = re.compile(r"mask_[0-9]+\.png")
+ANSWER, OVERLAY = "answer.json", "overlay.png"
+_MASK_FILE = re.compile(r"mask_[1-9][0-9]*\.png")
+
+
+@contextmanager
+def made_folder(folder: Path) -> Iterator[None]:
+    """Make the folder or refuse it, before the model runs; where the block fails, what was made goes again."""
+    made: list[Path] = []  # deepest first
+    try:
+        try:
+            if folder.exists() and not folder.is_dir():
+                raise InputError(f"--out {folder} is a file. Give a folder.")
+            made = [place for place in (folder, *folder.parents) if not place.exists()]
+            folder.mkdir(parents=True, exist_ok=True)
+            os.rmdir(tempfile.mkdtemp(prefix=".pixelrt-", dir=folder))
+        except OSError as error:
+            raise InputError(
+                f"cannot write to {folder}: {error.strerror}. Choose another folder with --out."
+            ) from None
+        _earlier(folder)
+        yield
+    except BaseException:
+        for place in made:
+            with suppress(OSError):
+                place.rmdir()
+        raise
 
 
 def write_answer(
@@ -31,22 +61,16 @@ def write_answer(
     """Write the files; gives what answer.json holds: `about`, then the answer, each mask with its file."""
     document = {**about, **answer.to_json()}
     document["image_size"] = [int(image.shape[0]), int(image.shape[1])]  # H, W
-    document["overlay"] = "overlay.png"
+    document["overlay"] = OVERLAY
     for number, entry in enumerate(document["masks"], start=1):
         entry["file"] = f"mask_{number}.png"
+    beside = Path(tempfile.mkdtemp(prefix=".pixelrt-", dir=folder))
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        beside = Path(tempfile.mkdtemp(prefix=".pixelrt-", dir=folder))
-    except OSError as error:
-        raise InputError(
-            f"cannot write to {folder}: {error.strerror}. Choose another folder with --out."
-        ) from None
-    try:
-        draw(image, answer.masks, prompt, answer.text).save(beside / "overlay.png", compress_level=3)
+        draw(image, answer.masks, prompt, answer.text).save(beside / OVERLAY, compress_level=3)
         for entry, mask in zip(document["masks"], answer.masks, strict=True):
             Image.fromarray(mask.mask.astype(np.uint8) * 255).save(beside / entry["file"])
-        text = json.dumps(document, ensure_ascii=False, indent=2)
-        (beside / "answer.json").write_text(text + "\n", encoding="utf-8")
+        text = printable(json.dumps(document, ensure_ascii=False, indent=2))
+        (beside / ANSWER).write_text(text + "\n", encoding="utf-8")
         _take_places(beside, folder)
     finally:
         shutil.rmtree(beside, ignore_errors=True)
@@ -54,10 +78,43 @@ def write_answer(
 
 
 def _take_places(beside: Path, folder: Path) -> None:
-    (folder / "answer.json").unlink(missing_ok=True)
-    for old in folder.iterdir():
-        if _MASK_FILE.fullmatch(old.name):
-            old.unlink()
-    pictures = [file for file in beside.iterdir() if file.name != "answer.json"]
-    for file in [*pictures, beside / "answer.json"]:
-        os.replace(file, folder / file.name)
+    new = sorted(os.listdir(beside), reverse=True)  # answer.json last
+    aside = beside / "earlier"
+    aside.mkdir()
+    moves = [(folder / name, aside / name) for name in _earlier(folder)]
+    moves += [(beside / name, folder / name) for name in new]
+    done: list[tuple[Path, Path]] = []
+    try:
+        for source, target in moves:
+            os.replace(source, target)
+            done.append((source, target))
+    except BaseException:
+        for source, target in reversed(done):
+            os.replace(target, source)
+        raise
+
+
+def _earlier(folder: Path) -> list[str]:
+    """The files of the answer that is there, answer.json first. Raises InputError where one is not ours."""
+    ours = _named_by(folder / ANSWER)
+    there = sorted(
+        name for name in os.listdir(folder) if name in (ANSWER, OVERLAY) or _MASK_FILE.fullmatch(name)
+    )
+    foreign = [name for name in there if name not in ours or (folder / name).is_dir()]
+    if foreign:
+        names = ", ".join(foreign[:3]) + (", …" if len(foreign) > 3 else "")
+        raise InputError(
+            f"{folder} holds files that pixelrt did not write ({names}). Give another folder with --out."
+        )
+    return there
+
+
+def _named_by(file: Path) -> list[str]:
+    """What an answer.json of ours names, itself included; nothing where it is not ours."""
+    try:
+        document = json.loads(file.read_text(encoding="utf-8"))
+        names = [str(document["overlay"]), *(str(mask["file"]) for mask in document["masks"])]
+        ours = isinstance(document["bundle"]["sha256"], str)
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):
+        return []
+    return [ANSWER, *names] if ours else []

@@ -11,7 +11,7 @@ from typing import Any
 
 import click
 
-from pixelrt.cli import debug_option
+from pixelrt.cli import debug_option, say
 
 SHOWN = 8  # of a list or of named entries; --json has them all
 
@@ -27,12 +27,12 @@ def inspect(bundle: Path, as_json: bool) -> None:
     read = Bundle.read(bundle)
     if as_json:
         document = {"path": str(read.path), "sha256": read.sha256, "manifest": read.manifest}
-        click.echo(json.dumps(document, ensure_ascii=False, indent=2))
+        say(json.dumps(document, ensure_ascii=False, indent=2))
         return
     for line in describe(read.manifest):
-        click.echo(line)
-    click.echo(f"\nmanifest sha256 {read.sha256} (pins every file: load(…, expect_sha256=…))")
-    click.echo(f"next: {shlex.join(['pixelrt', 'segment', str(bundle), 'IMAGE', 'Segment the mug.'])}")
+        say(line)
+    say(f"\nmanifest sha256 {read.sha256} (pins every file: load(…, expect_sha256=…))")
+    say(f"next: {shlex.join(['pixelrt', 'segment', str(bundle), 'IMAGE', 'Segment the mug.'])}")
 
 
 def describe(manifest: dict[str, Any]) -> Iterator[str]:

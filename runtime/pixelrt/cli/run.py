@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from pixelrt.cli import debug_option, main
+from pixelrt.cli import debug_option, main, printable, say
 from pixelrt.errors import InputError
 
 CLIP = "clip/"  # before the names of the CLIP folder's files in a manifest's provenance
@@ -52,14 +52,14 @@ def run(
         folder = _short(bundle or Path("bundles") / source.resolve().name)
         given = {"vision_tower": vision_tower, "precision": precision}
         if made_from(folder, source, vision_tower, precision):
-            click.echo(f"{folder}  made from {_short(source)} before, used again")
+            say(f"{folder}  made from {_short(source)} before, used again")
         else:
             options = {name: value for name, value in given.items() if value is not None}
             ctx.meta["pixelrt.next"] = False
             ctx.invoke(_command(ctx, "export"), checkpoint=_short(source), bundle=folder, **options)
     else:
         raise InputError(f"{source} is not a folder. Give the folder of a checkpoint or of a bundle.")
-    click.echo(f"\nimage:    {_short(image)}\nquestion: {prompt}\nanswer:   ", nl=False)
+    click.echo(printable(f"\nimage:    {_short(image)}\nquestion: {prompt}\nanswer:   "), nl=False)
     where = {} if out is None else {"out": _short(out)}
     ctx.invoke(_command(ctx, "segment"), bundle=_short(folder), image=_short(image), prompt=prompt, **where)
 
@@ -80,7 +80,7 @@ def made_from(folder: Path, checkpoint: Path, vision_tower: Path | None, precisi
     manifest: dict[str, Any] = read.manifest
     if manifest.get("created_by") != f"pixelrt {__version__}":
         return False
-    if precision is not None and set(manifest["precision"].values()) != {precision}:
+    if set(manifest["precision"].values()) != {precision or "fp32"}:
         return False
     towers = [vision_tower] if vision_tower else [checkpoint / "clip", checkpoint.parent / "clip"]
     tower = next((place for place in towers if place.is_dir()), None)

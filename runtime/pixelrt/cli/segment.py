@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import shlex
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from pixelrt.cli import debug_option
-from pixelrt.errors import InputError
+from pixelrt.cli import debug_option, say
 
 if TYPE_CHECKING:
     from pixelrt.masks import Answer
@@ -35,7 +35,7 @@ OUT = "pixelrt-out"
     type=click.IntRange(min=1),
     default=512,
     show_default=True,
-    help="Length of the answer at most.",
+    help="Length of the answer at most; a mask once begun is finished, which may take a few tokens more.",
 )
 @click.option(
     "--seg-runs",
@@ -63,37 +63,44 @@ def segment(
     Writes answer.json, overlay.png and mask_1.png, mask_2.png, ... (8 bit, 0 or 255, at the size of IMAGE).
     """  # fmt: skip
     import pixelrt
-    from pixelrt.cli.answer_folder import write_answer
+    from pixelrt.cli.answer_folder import made_folder, write_answer
 
-    if out.exists() and not out.is_dir():
-        raise InputError(f"--out {out} is a file. Give a folder.")
-    clock = time.perf_counter()
-    segmenter = pixelrt.load(bundle, backend=backend)
-    load_ms = 1e3 * (time.perf_counter() - clock)
-    frame = segmenter.encode(image)
-    answer = segmenter.segment(frame, prompt, max_new_tokens=max_new_tokens, seg_runs=seg_runs)
-    clock = time.perf_counter()
-    about = {
-        "image": str(image),
-        "prompt": prompt,
-        "bundle": {"path": str(segmenter.bundle.path), "sha256": segmenter.bundle.sha256},
-        "backend": segmenter.backend,
-    }
-    document = write_answer(out, answer, frame.image, prompt, about)
-    write_ms = 1e3 * (time.perf_counter() - clock)
+    with made_folder(out):
+        clock = time.perf_counter()
+        segmenter = pixelrt.load(bundle, backend=backend)
+        load_ms = 1e3 * (time.perf_counter() - clock)
+        frame = segmenter.encode(image)
+        answer = segmenter.segment(frame, prompt, max_new_tokens=max_new_tokens, seg_runs=seg_runs)
+        clock = time.perf_counter()
+        answer = replace(answer, timing={**frame.timing, **answer.timing})
+        about = {
+            "image": str(image),
+            "prompt": prompt,
+            "bundle": {"path": str(segmenter.bundle.path), "sha256": segmenter.bundle.sha256},
+            "backend": segmenter.backend,
+        }
+        document = write_answer(out, answer, frame.image, prompt, about)
+        write_ms = 1e3 * (time.perf_counter() - clock)
     if as_json:
-        click.echo(json.dumps(document, ensure_ascii=False, indent=2))
+        say(json.dumps(document, ensure_ascii=False, indent=2))
         return
-    click.echo(answer.text)
-    click.echo()
+    say(answer.text)
+    if not answer.finished:
+        say(_cut_off(len(answer.token_ids), max_new_tokens))
+    say()
     for line in _mask_lines(answer, out):
-        click.echo(line)
-    click.echo()
+        say(line)
+    say()
     for line in _timing_lines({"load": load_ms, **answer.timing, "write files": write_ms}):
-        click.echo(line)
-    click.echo(f"\noverlay: {out / 'overlay.png'}")
+        say(line)
+    say(f"\noverlay: {out / 'overlay.png'}")
     command = ["pixelrt", "segment", str(bundle), str(image), "Another question.", "--out", str(out)]
-    click.echo(f"next:    {shlex.join(command)}")
+    say(f"next:    {shlex.join(command)}")
+
+
+def _cut_off(tokens: int, max_new_tokens: int) -> str:
+    why = "raise --max-new-tokens" if tokens >= max_new_tokens else "the model has no room for more"
+    return f"the answer was cut off after {tokens} tokens: {why}"
 
 
 def _mask_lines(answer: Answer, out: Path) -> list[str]:

@@ -12,16 +12,24 @@ from pixelrt_kernels.upsample_mask.reference import upsample_mask
 
 from pixelrt.bundle import Bundle
 from pixelrt.engine import Array, Backend
-from pixelrt.generate import Codebook, Generation, generate, prompt_rows
+from pixelrt.errors import InputError
+from pixelrt.generate import Codebook, Generation, check_settings, generate, prompt_rows
 from pixelrt.image import ImageSpec, open_image, prepare
 from pixelrt.language import Context
-from pixelrt.masks import Answer, Mask, labelled_spans
-from pixelrt.prompt import PromptBuilder
+from pixelrt.manifest import MANIFEST, check
+from pixelrt.masks import Answer, Mask, label_spans
+from pixelrt.prompt import PromptBuilder, read_tokenizer
 from pixelrt.segmenter import Frame
 from pixelrt.tokens import TokenTable
 
 MARK = "[SEG]"
 FEATURES = ("level0", "level0_key", "level0_value", "level0_query", "level1")
+# This family's part of a manifest; see pixelrt.manifest.
+FORM = {
+    "prompt": {"template": str},
+    "tokens": {"bos": int, "eos": int, "pad": int, "seg": [int], "seg_scales": int, "image_tokens": int},
+    "language": {"hidden": int, "max_positions": int},
+}
 
 
 def open_family(bundle: Bundle, backend: Backend) -> PixelLM:
@@ -34,20 +42,21 @@ class PixelLM:
     def __init__(self, bundle: Bundle, backend: Backend) -> None:
         self.bundle, self.backend = bundle, backend.name
         manifest = bundle.manifest
-        tokens, language = manifest["tokens"], manifest["language"]
-        self.image_spec = ImageSpec.from_dict(manifest["image"])
-        self.codebook = Codebook(tuple(tokens["seg"]))
-        self.scales = int(tokens["seg_scales"])
-        self.eos, self.max_positions = int(tokens["eos"]), int(language["max_positions"])
-        self.prompt = PromptBuilder.from_manifest(
-            bundle.file(tokens["tokenizer"]),
-            manifest["prompt"],
-            int(tokens["bos"]),
-            # Room for the image, and to complete a run that begins at the very end.
-            self.max_positions - int(tokens["image_tokens"]) - self.codebook.run + 1,
-        )
-        table = manifest["embeddings"]
+        check(manifest, FORM, str(bundle.path / MANIFEST))
+        tokens, language, table = manifest["tokens"], manifest["language"], manifest["embeddings"]
         self.table = TokenTable(bundle.file(table["file"]), table["dtype"], table["shape"])
+        self.codebook, self.scales = Codebook(tuple(tokens["seg"])), tokens["seg_scales"]
+        self.eos, self.max_positions = tokens["eos"], language["max_positions"]
+        _check_tokens(bundle, self.codebook, self.scales)
+        self.image_spec = ImageSpec.from_dict(manifest["image"])
+        self.prompt = PromptBuilder(
+            read_tokenizer(bundle.file(tokens["tokenizer"])),
+            manifest["prompt"]["template"],
+            tokens["bos"],
+            tokens["pad"],
+            # Room for the image, and to complete a run that begins at the very end.
+            self.max_positions - tokens["image_tokens"] - self.codebook.run + 1,
+        )
         self._encoder = backend.open("encoder")
         self._language = backend.open("language")
         self._pixel_decoder = backend.open("pixel_decoder")
@@ -61,20 +70,28 @@ class PixelLM:
         with _stage(timing, "encode"):
             out = self._encoder({"pixels": prepared.pixels, "patch_valid": prepared.patch_valid})
         features = {name: out[name] for name in FEATURES}
-        return Frame(rgb, prepared.content, out["image_tokens"][0], prepared.token_valid, features, timing)
+        tokens = out["image_tokens"][0]
+        return Frame(
+            rgb, prepared.content, tokens, prepared.token_valid, features, self.bundle.sha256, timing
+        )
 
     def segment(
         self, frame: Frame | Any, prompt: str, max_new_tokens: int = 512, seg_runs: str = "complete"
     ) -> Answer:
         """Answer `prompt` about a frame.
 
-        prompt: a question; or a complete prompt, recognised by its `<image>`. max_new_tokens: at most; fewer
-        where the model has no positions left. seg_runs: `complete` finishes every run of codebook tokens once
-        begun; `original` does as the original code, where one malformed run drops all masks of the answer.
+        prompt: a question; or a complete prompt, recognised by its `<im_start><image><im_end>`. max_new_tokens:
+        at most, but for the rest of a mask's tokens; fewer where the model has no positions left
+        (`Answer.finished` tells). seg_runs: `complete` finishes every run of codebook tokens once begun;
+        `original` does as the original code, where one malformed run drops all masks of the answer.
+        Raises InputError.
         """
+        check_settings(max_new_tokens, seg_runs)
         ids = self.prompt(prompt)
         frame = frame if isinstance(frame, Frame) else self.encode(frame)
-        timing = dict(frame.timing)
+        if frame.bundle != self.bundle.sha256:
+            raise InputError("This frame was encoded by another bundle. Encode the picture with this one.")
+        timing: dict[str, float] = {}
         image_end = len(ids.head) + len(frame.tokens)
         length = image_end + len(ids.tail)
         spare = self.codebook.run - 1
@@ -95,39 +112,38 @@ class PixelLM:
                 max_new_tokens=budget,
                 seg_runs=seg_runs,
             )
-        text, marks = self.render(generation.token_ids)
-        masks = self._masks(frame, generation, labelled_spans(text, MARK)[:marks], timing)
-        return Answer(text, generation.token_ids, masks, timing)
+        text, spans = self.render(generation.token_ids)
+        masks = self._masks(frame, generation, text, spans, timing)
+        return Answer(text, generation.token_ids, masks, timing, generation.finished)
 
-    def render(self, token_ids: list[int]) -> tuple[str, int]:
-        """Readable text with `[SEG]` where a full run stands, and how many runs there are."""
-        run, ids = self.codebook.run, [t for t in token_ids if t != self.eos]
-        pieces: list[str] = []
-        marks = i = 0
+    def render(self, token_ids: list[int]) -> tuple[str, dict[int, tuple[int, int]]]:
+        """Readable text with `[SEG]` where a full run stands; index of each run's first token -> its span."""
+        run, seg = self.codebook.run, self.codebook.ids
+        ids = token_ids[:-1] if token_ids[-1:] == [self.eos] else token_ids
+        text, i = "", 0
+        spans: dict[int, tuple[int, int]] = {}
         while i < len(ids):
-            if ids[i] in self.codebook.ids:
-                whole = len(ids) - i >= run and all(t in self.codebook.ids for t in ids[i : i + run])
+            if ids[i] in seg:
+                whole = len(ids) - i >= run and all(t in seg for t in ids[i : i + run])
+                piece = MARK if whole else self.prompt.tokenizer.id_to_token(ids[i]) or ""
                 step = run if whole else 1
-                marks += whole
-                pieces.append(MARK if whole else self.prompt.tokenizer.id_to_token(ids[i]) or "")
             else:
-                stop = i
-                while stop < len(ids) and ids[stop] not in self.codebook.ids:
-                    stop += 1
-                pieces.append(self.prompt.tokenizer.decode(ids[i:stop], skip_special_tokens=False).strip())
-                step = stop - i
-            i += step
-        text = ""
-        for piece in pieces:
+                step = next((n for n, t in enumerate(ids[i:]) if t in seg), len(ids) - i)
+                whole = False
+                piece = self.prompt.tokenizer.decode(ids[i : i + step], skip_special_tokens=False).strip()
             glue = "" if not text or piece[:1] in ".,;:!?)" else " "
-            text += glue + piece if piece else ""
-        return text, marks
+            text += glue + piece
+            if whole:
+                spans[i] = (len(text) - len(MARK), len(text))
+            i += step
+        return text, spans
 
     def _masks(
         self,
         frame: Frame,
         generation: Generation,
-        labels: list[tuple[str, tuple[int, int]]],
+        text: str,
+        spans: dict[int, tuple[int, int]],
         timing: dict[str, float],
     ) -> list[Mask]:
         targets = generation.targets(self.codebook)
@@ -142,20 +158,38 @@ class PixelLM:
             masks, scores, boxes = upsample_mask(
                 low_res, max(frame.content), frame.content, (size[0], size[1])
             )
-        # Targets named in the prompt come first and have no place in the answer.
-        known: list[tuple[str, tuple[int, int] | None]] = [("", None)] * (count - len(labels))
-        known.extend(labels)
+        labels = label_spans(text, list(spans.values()))
+        placed = {start: (label, spans[start]) for start, label in zip(spans, labels, strict=True)}
+        # Targets named in the prompt, or in pieces, have no place in the answer.
+        starts = generation.run_starts(self.codebook)
+        places = [("", None) if start is None else placed.get(start, ("", None)) for start in starts]
         return [
             Mask(
                 mask=masks[i],
                 score=float(scores[i]),
-                label=known[i][0],
-                span=known[i][1],
+                label=label,
+                span=span,
                 box=_box(boxes[i]),
                 low_res_logits=low_res[i],
             )
-            for i in range(count)
+            for i, (label, span) in enumerate(places)
         ]
+
+
+def _check_tokens(bundle: Bundle, codebook: Codebook, scales: int) -> None:
+    """Ids that are used must be rows of the token table, and the codebook must divide into its scales."""
+    tokens, (rows, width) = bundle.manifest["tokens"], bundle.manifest["embeddings"]["shape"]
+    ids = [*codebook.ids, tokens["bos"], tokens["eos"], tokens["pad"]]
+    distinct = len(set(codebook.ids)) == codebook.run > 0
+    if not distinct or scales < 1 or codebook.run % scales or max(ids) >= rows:
+        raise InputError(
+            f"{bundle.path} has codebook ids {list(codebook.ids)} in {scales} scales and {rows} rows of embeddings, "
+            "which do not fit one another. Export the bundle again."
+        )
+    if width != bundle.manifest["language"]["hidden"]:
+        raise InputError(
+            f"{bundle.path} has embeddings of another width than its model. Export the bundle again."
+        )
 
 
 def _box(row: Array) -> tuple[int, int, int, int] | None:

@@ -1,0 +1,126 @@
+"""What a PixelLM answer says: text, labels, spans, limits; over the golden model, with scripted generations."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pixelrt
+import pytest
+from pixelrt.errors import InputError
+from pixelrt.families import pixellm
+from pixelrt.generate import Generation
+
+SEG = list(range(400, 406))
+PICTURE = np.random.default_rng(0).integers(0, 256, (60, 40, 3), np.uint8)
+
+
+@pytest.fixture(scope="module")
+def seg(golden_bundle_a: Path) -> pixelrt.Segmenter:
+    return pixelrt.load(golden_bundle_a)
+
+
+@pytest.fixture(scope="module")
+def frame(seg: pixelrt.Segmenter) -> pixelrt.Frame:
+    return seg.encode(PICTURE)
+
+
+@pytest.fixture
+def say(seg: pixelrt.Segmenter, frame: pixelrt.Frame, monkeypatch: pytest.MonkeyPatch):
+    """Answers made of words and runs; `prompt_targets` were named in the prompt."""
+
+    def answer(*parts: str | list[int], prompt_targets: int = 0, end: bool = True) -> pixelrt.Answer:
+        ids: list[int] = []
+        for part in parts:
+            ids += seg.prompt.tokenizer.encode(part).ids if isinstance(part, str) else part
+        count = sum(token in SEG for token in ids) + 6 * prompt_targets
+        hidden = list(np.random.default_rng(1).standard_normal((count, 128)).astype(np.float32))
+        scripted = Generation(ids + [2] * end, hidden, end)
+        monkeypatch.setattr(pixellm, "generate", lambda *a, **k: scripted)
+        return seg.segment(frame, "What?")
+
+    return answer
+
+
+def told(answer: pixelrt.Answer) -> list[tuple[str, str | None]]:
+    """(label, marked text) of each mask."""
+    return [(m.label, m.span and answer.text[slice(*m.span)]) for m in answer.masks]
+
+
+def test_labels_and_spans(say) -> None:
+    answer = say("Sure, the red circle", SEG, "and the blue star", SEG, ".")
+    assert answer.text == "Sure, the red circle [SEG] and the blue star [SEG]."
+    assert told(answer) == [("red circle", "[SEG]"), ("blue star", "[SEG]")]
+    assert answer.finished
+
+
+def test_words_that_look_like_a_mark(say) -> None:
+    """The model may write "[SEG]" in letters: that is no mask."""
+    answer = say("The sign [SEG] stands by the red circle", SEG, "and the blue star", SEG)
+    assert answer.text == "The sign [SEG] stands by the red circle [SEG] and the blue star [SEG]"
+    assert told(answer) == [("sign [SEG] stands by the red circle", "[SEG]"), ("blue star", "[SEG]")]
+    assert answer.masks[0].span == (40, 45)
+
+
+def test_targets_without_a_place(say) -> None:
+    answer = say("a cup", SEG, prompt_targets=1)
+    assert told(answer) == [("", None), ("cup", "[SEG]")]
+    pieces = say("x", SEG[:3], "y", SEG, "z", SEG[3:])
+    assert told(pieces) == [("", None), ("", None)]
+    assert pieces.text.startswith("x [SEG0] [SEG1] [SEG2] y [SEG] z")
+
+
+def test_no_masks(say) -> None:
+    answer = say("There is none.", end=False)
+    assert (answer.text, answer.masks, answer.finished) == ("There is none.", [], False)
+    assert say("a cup", SEG[:4]).masks == []
+
+
+def test_timing_is_of_the_question_alone(say, frame: pixelrt.Frame) -> None:
+    assert set(frame.timing) == {"image", "encode"}
+    assert set(say("a", SEG).timing) == {"language", "pixel_decoder", "upsample"}
+
+
+@pytest.mark.parametrize("seg_runs", ["complete", "original"])
+def test_prompts_up_to_the_last_position(seg: pixelrt.Segmenter, frame: pixelrt.Frame, seg_runs: str) -> None:
+    """2048 positions, 256 of them the picture's; five are kept so that a run can always be completed."""
+    empty = len(seg.prompt("a").input_ids()) - 2  # without the -200 and the word
+    room = 2048 - 256 - 5 - 1 - empty
+    answer = seg.segment(frame, " ".join(["a"] * room), 512, seg_runs)
+    assert 1 <= len(answer.token_ids) <= 6 and not answer.finished
+    with pytest.raises(InputError, match=r"1787 tokens long.*fewer than 1787"):
+        seg.segment(frame, " ".join(["a"] * (room + 1)))
+
+
+@pytest.mark.parametrize(
+    ("prompt", "sentence"),
+    [
+        ("", "is empty"),
+        (" \n", "is empty"),
+        (None, "is empty"),
+        ("a" * 200_000, "has 200000 characters"),
+        ("look at <image> twice", "Leave it out"),
+        ("<im_start><image><im_end> and <image>", "Leave it out"),
+        ("Segment the <unk> circle", "holds <unk>"),
+        ("Segment \udcff", "not valid Unicode"),
+    ],
+)
+def test_prompts_that_are_refused(
+    seg: pixelrt.Segmenter, frame: pixelrt.Frame, prompt, sentence: str
+) -> None:
+    with pytest.raises(InputError, match=sentence):
+        seg.segment(frame, prompt)
+
+
+def test_frames_belong_to_their_bundle(
+    seg: pixelrt.Segmenter, golden_bundle_b: Path, frame: pixelrt.Frame
+) -> None:
+    with pytest.raises(InputError, match="another bundle"):
+        pixelrt.load(golden_bundle_b).segment(frame, "What?")
+    assert frame == frame and frame in [frame] and {frame: 1}[frame] == 1
+
+
+def test_an_image_is_encoded_first(seg: pixelrt.Segmenter, frame: pixelrt.Frame) -> None:
+    direct, reused = seg.segment(PICTURE, "What?", 8), seg.segment(frame, "What?", 8)
+    assert direct.token_ids == reused.token_ids
+    np.testing.assert_array_equal(direct.masks[0].low_res_logits, reused.masks[0].low_res_logits)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import io
+import math
 import os
 import threading
 import warnings
@@ -175,7 +176,9 @@ class ImageSpec:
             )
         for name in ("mean", "std"):
             values = entry[name]
-            numbers = isinstance(values, list | tuple) and all(type(v) in (int, float) for v in values)
+            numbers = isinstance(values, list | tuple) and all(
+                type(v) in (int, float) and math.isfinite(v) for v in values
+            )
             if not numbers or len(values) != 3 or (name == "std" and min(values) <= 0):
                 raise InputError(
                     f"the manifest's image {name} is {values!r}, not three numbers (std above 0)."

@@ -77,9 +77,8 @@ def test_encoder_stages(case) -> None:
     np.testing.assert_allclose(frame.tokens, want["image_tokens_256"][0], atol=TOLERANCE["features"], rtol=0)
     embeddings = np.concatenate([seg.table(prompt.head), frame.tokens, seg.table(prompt.tail)])
     np.testing.assert_allclose(embeddings, want["inputs_embeds"][0], atol=TOLERANCE["features"], rtol=0)
-    if (
-        case["name"] == "two_targets"
-    ):  # every eighth channel of the neck's deep output, the dense prompt added
+    if case["name"] == "two_targets":
+        # every eighth channel of the neck's deep output, with the dense prompt added
         got = frame.features["level0"][0].T.reshape(-1, 32, 32)[::8]
         np.testing.assert_allclose(got, want["tr0_in_src_ch::8"][0], atol=TOLERANCE["decoder"], rtol=0)
 

@@ -241,7 +241,8 @@ def test_validity_equals_the_original(golden_pixellm: Path) -> None:
         *({"size": value} for value in (450, 14, 0, "448", True, None)),
         *({"patch": value} for value in (0, -14, 14.0)),
         *({"mean": value} for value in ([1, 2], "abc", [1, 2, "x"])),
-        *({"std": value} for value in ([1, 0, 1], None)),
+        *({"std": value} for value in ([1, 0, 1], [1, 1, float("inf")], None)),
+        {"mean": [1, 2, float("nan")]},
         {"resample": "bicubic"},
     ],
 )

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -14,10 +16,15 @@ import numpy.typing as npt
 from pixelrt.bundle import Bundle
 from pixelrt.engine import Array, Backend
 from pixelrt.errors import InputError
-from pixelrt.masks import Answer
+from pixelrt.language import Context
+from pixelrt.masks import Mask
+from pixelrt.queries import Query, Regions
+
+if TYPE_CHECKING:  # Pillow stays out of `import pixelrt`
+    from pixelrt.results import Tracked
 
 # A family is one module: `open_family(bundle, backend) -> Segmenter`.
-FAMILIES = {"pixellm": "pixelrt.families.pixellm"}
+FAMILIES = {"pixellm": "pixelrt.families.pixellm", "psalm": "pixelrt.families.psalm"}
 BACKENDS = ("auto", "onnxruntime")
 
 
@@ -31,6 +38,25 @@ class Frame:
     token_valid: npt.NDArray[np.bool_]  # (T,) False where a token lies in the padding
     features: Mapping[str, Array]  # inputs of the pixel decoder
     timing: Mapping[str, float] = field(default_factory=dict)  # stage -> ms
+    context: Context | None = None  # what the language model has read of it, where prompts share that
+
+
+class Result(Protocol):
+    """What every answer has; `pixelrt.masks.Answer` and the types of `pixelrt.results`."""
+
+    @property
+    def text(self) -> str:
+        """The model's words, empty where it has none."""
+        ...
+
+    @property
+    def masks(self) -> Sequence[Mask]: ...
+    @property
+    def timing(self) -> Mapping[str, float]: ...
+    def to_json(self) -> dict[str, Any]: ...
+    def files(self, image: str) -> dict[str, bytes]:
+        """Files beside the masks in formats of their own. image: name of the picture's file."""
+        ...
 
 
 class Segmenter(Protocol):
@@ -44,9 +70,22 @@ class Segmenter(Protocol):
         ...
 
     def segment(
-        self, frame: Any, prompt: str, max_new_tokens: int = 512, seg_runs: str = "complete"
-    ) -> Answer:
-        """Answer one question about a frame (or about an image, which is then encoded first)."""
+        self, frame: Any, prompt: str | Query, max_new_tokens: int = 512, seg_runs: str = "complete"
+    ) -> Result:
+        """Answer one question about a frame (or about an image, which is then encoded first).
+
+        prompt: words, or a query of `pixelrt.queries`. max_new_tokens, seg_runs: for families that write words.
+        """
+        ...
+
+
+@runtime_checkable
+class Tracker(Protocol):
+    """A segmenter that follows objects through a video."""
+
+    def track(self, frames: Iterable[Any], regions: Regions, memory: bool = True) -> Iterator[Tracked]:
+        """One result a frame of the objects marked by `regions` on the first. memory: look for them as they were
+        in the frame before where that is safe, not as they were marked."""
         ...
 
 
@@ -74,3 +113,11 @@ def open_bundle(bundle: Bundle, backend: str | Backend = "auto") -> Segmenter:
         backend = OrtBackend(bundle)
     segmenter: Segmenter = importlib.import_module(FAMILIES[family]).open_family(bundle, backend)
     return segmenter
+
+
+@contextmanager
+def stage(timing: dict[str, float], name: str) -> Iterator[None]:
+    """Wall time of a stage in ms."""
+    start = time.perf_counter()
+    yield
+    timing[name] = (time.perf_counter() - start) * 1e3

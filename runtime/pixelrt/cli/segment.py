@@ -6,15 +6,16 @@ import json
 import shlex
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from pixelrt.cli import debug_option
+from pixelrt.cli.query_options import QueryOptions, query_in_words, query_of, query_options
 from pixelrt.errors import InputError
 
 if TYPE_CHECKING:
-    from pixelrt.masks import Answer
+    from pixelrt.segmenter import Result
 
 OUT = "pixelrt-out"
 
@@ -22,7 +23,8 @@ OUT = "pixelrt-out"
 @click.command()
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.argument("image", type=click.Path(path_type=Path))
-@click.argument("prompt")
+@click.argument("prompt", required=False)
+@query_options
 @click.option(
     "--out",
     type=click.Path(path_type=Path),
@@ -51,52 +53,58 @@ OUT = "pixelrt-out"
 def segment(
     bundle: Path,
     image: Path,
-    prompt: str,
+    prompt: str | None,
     out: Path,
     max_new_tokens: int,
     seg_runs: str,
     backend: str,
     as_json: bool,
+    **asked: Any,
 ) -> None:
-    """Ask BUNDLE the question PROMPT about IMAGE.
+    """Ask BUNDLE the question PROMPT about IMAGE, or give it a --task.
 
     Writes answer.json, overlay.png and mask_1.png, mask_2.png, ... (8 bit, 0 or 255, at the size of IMAGE).
+    --task panoptic also writes COCO's panoptic.png and panoptic.json, instance instances.json, semantic
+    semantic.png.
     """  # fmt: skip
     import pixelrt
     from pixelrt.cli.answer_folder import write_answer
 
+    query = query_of(prompt, QueryOptions(**asked))
     if out.exists() and not out.is_dir():
         raise InputError(f"--out {out} is a file. Give a folder.")
     clock = time.perf_counter()
     segmenter = pixelrt.load(bundle, backend=backend)
     load_ms = 1e3 * (time.perf_counter() - clock)
     frame = segmenter.encode(image)
-    answer = segmenter.segment(frame, prompt, max_new_tokens=max_new_tokens, seg_runs=seg_runs)
-    clock = time.perf_counter()
+    answer = segmenter.segment(frame, query, max_new_tokens=max_new_tokens, seg_runs=seg_runs)
+    clock, words = time.perf_counter(), query_in_words(query)
     about = {
         "image": str(image),
-        "prompt": prompt,
+        "prompt": words,
         "bundle": {"path": str(segmenter.bundle.path), "sha256": segmenter.bundle.sha256},
         "backend": segmenter.backend,
     }
-    document = write_answer(out, answer, frame.image, prompt, about)
+    document = write_answer(out, answer, frame.image, words, about)
     write_ms = 1e3 * (time.perf_counter() - clock)
     if as_json:
         click.echo(json.dumps(document, ensure_ascii=False, indent=2))
         return
-    click.echo(answer.text)
-    click.echo()
+    if isinstance(query, str):
+        click.echo(answer.text)
+        click.echo()
     for line in _mask_lines(answer, out):
         click.echo(line)
     click.echo()
     for line in _timing_lines({"load": load_ms, **answer.timing, "write files": write_ms}):
         click.echo(line)
     click.echo(f"\noverlay: {out / 'overlay.png'}")
-    command = ["pixelrt", "segment", str(bundle), str(image), "Another question.", "--out", str(out)]
+    another = ["Another question."] if isinstance(query, str) else ["--task", "interactive", "--point", "X,Y"]
+    command = ["pixelrt", "segment", str(bundle), str(image), *another, "--out", str(out)]
     click.echo(f"next:    {shlex.join(command)}")
 
 
-def _mask_lines(answer: Answer, out: Path) -> list[str]:
+def _mask_lines(answer: Result, out: Path) -> list[str]:
     if not answer.masks:
         return ["no masks in this answer"]
     width = min(40, max(len(mask.label) for mask in answer.masks))

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -17,7 +14,8 @@ from pixelrt.image import ImageSpec, open_image, prepare
 from pixelrt.language import Context
 from pixelrt.masks import Answer, Mask, labelled_spans
 from pixelrt.prompt import PromptBuilder
-from pixelrt.segmenter import Frame
+from pixelrt.queries import Query, refuse
+from pixelrt.segmenter import Frame, stage
 from pixelrt.tokens import TokenTable
 
 MARK = "[SEG]"
@@ -55,16 +53,20 @@ class PixelLM:
     def encode(self, image: Any) -> Frame:
         """All that depends on the image alone; reuse the frame for every question about it."""
         timing: dict[str, float] = {}
-        with _stage(timing, "image"):
+        with stage(timing, "image"):
             rgb = open_image(image)
             prepared = prepare(rgb, self.image_spec)
-        with _stage(timing, "encode"):
+        with stage(timing, "encode"):
             out = self._encoder({"pixels": prepared.pixels, "patch_valid": prepared.patch_valid})
         features = {name: out[name] for name in FEATURES}
         return Frame(rgb, prepared.content, out["image_tokens"][0], prepared.token_valid, features, timing)
 
     def segment(
-        self, frame: Frame | Any, prompt: str, max_new_tokens: int = 512, seg_runs: str = "complete"
+        self,
+        frame: Frame | Any,
+        prompt: str | Query,
+        max_new_tokens: int = 512,
+        seg_runs: str = "complete",
     ) -> Answer:
         """Answer `prompt` about a frame.
 
@@ -72,6 +74,8 @@ class PixelLM:
         where the model has no positions left. seg_runs: `complete` finishes every run of codebook tokens once
         begun; `original` does as the original code, where one malformed run drops all masks of the answer.
         """
+        if isinstance(prompt, Query):
+            raise refuse(prompt, "pixellm", {"a question in words": "Segment the mug."})
         ids = self.prompt(prompt)
         frame = frame if isinstance(frame, Frame) else self.encode(frame)
         timing = dict(frame.timing)
@@ -83,7 +87,7 @@ class PixelLM:
         embeddings = np.concatenate([self.table(ids.head), frame.tokens, self.table(ids.tail)])
         visible = np.ones(length, np.bool_)
         visible[len(ids.head) : image_end] = frame.token_valid
-        with _stage(timing, "language"):
+        with stage(timing, "language"):
             generation = generate(
                 context,
                 self.table,
@@ -135,9 +139,9 @@ class PixelLM:
             return []
         count = len(targets)
         hidden: Array = targets.reshape(count, self.scales, self.codebook.run // self.scales, -1)
-        with _stage(timing, "pixel_decoder"):
+        with stage(timing, "pixel_decoder"):
             low_res = self._pixel_decoder({"seg_hidden": hidden, **frame.features})["low_res_masks"]
-        with _stage(timing, "upsample"):
+        with stage(timing, "upsample"):
             size = frame.image.shape[:2]
             masks, scores, boxes = upsample_mask(
                 low_res, max(frame.content), frame.content, (size[0], size[1])
@@ -162,11 +166,3 @@ def _box(row: Array) -> tuple[int, int, int, int] | None:
     """None for an empty mask, whose box is all zeros."""
     x0, y0, x1, y1 = (int(value) for value in row)
     return (x0, y0, x1, y1) if x1 > x0 else None
-
-
-@contextmanager
-def _stage(timing: dict[str, float], name: str) -> Iterator[None]:
-    """Wall time of a stage in ms."""
-    start = time.perf_counter()
-    yield
-    timing[name] = (time.perf_counter() - start) * 1e3

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import runpy
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -48,7 +50,41 @@ def golden_bundle_b(golden_checkpoint_b: Path, tmp_path_factory: pytest.TempPath
     return _export(golden_checkpoint_b, tmp_path_factory.mktemp("bundles") / "golden_b")
 
 
-def _export(checkpoint: Path, bundle: Path) -> Path:
+@pytest.fixture(scope="session")
+def golden_psalm() -> Path:
+    """What the original PSALM computed with tiny weights; see the README there."""
+    return GOLDEN / "psalm"
+
+
+@pytest.fixture(scope="session")
+def golden_psalm_case(golden_psalm: Path) -> Callable[[str], dict[str, Any]]:
+    """Name of a case -> its tensors."""
+    load_case: Callable[[str], dict[str, Any]] = runpy.run_path(str(golden_psalm / "cases.py"))["load_case"]
+    return load_case
+
+
+@pytest.fixture(scope="session")
+def golden_psalm_checkpoint(golden_psalm: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A released-layout PSALM folder, the eight stale tensors of the published file among its weights."""
+    pytest.importorskip("safetensors", reason="needs the export extra")
+    write_checkpoint = runpy.run_path(str(golden_psalm / "make_checkpoint.py"))["write_checkpoint"]
+    folder: Path = write_checkpoint(tmp_path_factory.mktemp("golden_psalm") / "psalm", stale=True)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def golden_psalm_bundle(golden_psalm_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The fp32 bundle of golden_psalm_checkpoint."""
+    return _export(golden_psalm_checkpoint, tmp_path_factory.mktemp("bundles") / "golden_psalm")
+
+
+@pytest.fixture(scope="session")
+def golden_psalm_fp16_bundle(golden_psalm_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same with weights stored in fp16."""
+    return _export(golden_psalm_checkpoint, tmp_path_factory.mktemp("bundles") / "golden_psalm_fp16", "fp16")
+
+
+def _export(checkpoint: Path, bundle: Path, precision: str = "fp32") -> Path:
     from pixelrt_export.export import export_bundle
 
-    return export_bundle(checkpoint, bundle)
+    return export_bundle(checkpoint, bundle, precision=precision)

@@ -38,6 +38,7 @@ class Graph:
         self.outputs: list[dict[str, Any]] = []
         self._nodes: list[onnx.NodeProto] = []
         self._initializers: dict[str, onnx.TensorProto] = {}
+        self._functions: dict[str, onnx.FunctionProto] = {}
         self._values: dict[str, str] = {}
         self._scope: list[str] = []
         self._used: dict[str, int] = {}
@@ -102,6 +103,14 @@ class Graph:
         self._nodes.append(helper.make_node(kind, list(inputs), list(outputs), name=name, **attributes))
         return outputs[0] if len(outputs) == 1 else list(outputs)
 
+    def call(self, function: onnx.FunctionProto, *inputs: str, **attributes: Any) -> str:
+        """Append a node of an operator of our own; its body of standard operators travels in the file.
+
+        Any runtime can inline the body; one that has a kernel of this domain and name uses that instead.
+        """
+        self._functions[function.name] = function
+        return str(self.op(function.name, *inputs, domain=function.domain, **attributes))
+
     # ---- shorthands -------------------------------------------------------------------------------------
 
     def cast(self, x: str, dtype: str) -> str:
@@ -145,7 +154,11 @@ class Graph:
         Written in MatMul and Softmax, which every TensorRT and ONNX Runtime takes; B may be 1 on either side.
         """
         q, k, v = (self.split_heads(x, heads) for x in (q, k, v))
-        scores = self.op("MatMul", q, self.transpose(k, [0, 1, 3, 2]))
+        return self.attend(q, self.transpose(k, [0, 1, 3, 2]), v, bias)
+
+    def attend(self, q: str, k: str, v: str, bias: str | None = None) -> str:
+        """The same for split heads: q (B, heads, S, d), k (B, heads, d, T), v (B, heads, T, d) -> (B, S, C)."""
+        scores = self.op("MatMul", q, k)
         if bias is not None:
             scores = self.op("Add", scores, bias)
         mixed = self.op("MatMul", self.softmax(scores), v)
@@ -166,9 +179,14 @@ class Graph:
             [self._value_info(t) for t in self.outputs],
             list(self._initializers.values()),
         )
+        domains = sorted({function.domain for function in self._functions.values()})
         model = helper.make_model(
             proto,
-            opset_imports=[helper.make_opsetid("", self.opset)],
+            opset_imports=[
+                helper.make_opsetid("", self.opset),
+                *(helper.make_opsetid(domain, 1) for domain in domains),
+            ],
+            functions=list(self._functions.values()),
             ir_version=IR_VERSIONS[self.opset],
             producer_name="pixelrt",
         )

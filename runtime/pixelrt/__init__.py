@@ -7,7 +7,21 @@ answer = seg.segment(frame, "Segment the mug.")   # as often as there are questi
 
 from pixelrt.errors import InputError, MissingExtra
 from pixelrt.masks import Answer, Mask
+from pixelrt.queries import Classes, Refer, Regions, Track
 from pixelrt.segmenter import Frame, Segmenter, load
 
 __version__ = "0.1.0"
-__all__ = ["Answer", "Frame", "InputError", "Mask", "MissingExtra", "Segmenter", "__version__", "load"]
+__all__ = [
+    "Answer",
+    "Classes",
+    "Frame",
+    "InputError",
+    "Mask",
+    "MissingExtra",
+    "Refer",
+    "Regions",
+    "Segmenter",
+    "Track",
+    "__version__",
+    "load",
+]

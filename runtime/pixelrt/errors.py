@@ -18,6 +18,7 @@ EXTRA_OF_MODULE = {
     "google": "export",
     "pixelrt_export": "export",
     "skimage": "train",
+    "av": "video",
 }
 
 

@@ -160,12 +160,13 @@ class ImageSpec:
     patch: int  # side of one patch; G = S / patch patches a side, G even
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
+    fill: tuple[float, float, float] = (0.0, 0.0, 0.0)  # what the padding holds, after normalisation
 
     @classmethod
     def from_dict(cls, entry: Mapping[str, Any]) -> ImageSpec:
         """Raises InputError where a value is missing, unknown or impossible."""
         names = [field.name for field in fields(cls)]
-        if set(entry) != set(names):
+        if set(entry) | {"fill"} != set(names):
             raise InputError(
                 f"the manifest's image entry has {sorted(entry)}, not {sorted(names)}. Export it again."
             )
@@ -174,8 +175,8 @@ class ImageSpec:
             raise InputError(
                 f"the manifest's image size {size!r} is not a multiple of twice its patch {patch!r}."
             )
-        for name in ("mean", "std"):
-            values = entry[name]
+        fill = entry.get("fill", cls.fill)
+        for name, values in (("mean", entry["mean"]), ("std", entry["std"]), ("fill", fill)):
             numbers = isinstance(values, list | tuple) and all(
                 type(v) in (int, float) and math.isfinite(v) for v in values
             )
@@ -183,14 +184,15 @@ class ImageSpec:
                 raise InputError(
                     f"the manifest's image {name} is {values!r}, not three numbers (std above 0)."
                 )
-        return cls(size, patch, tuple(map(float, entry["mean"])), tuple(map(float, entry["std"])))  # type: ignore[arg-type]
+        mean, std, fill = (tuple(map(float, three)) for three in (entry["mean"], entry["std"], fill))
+        return cls(size, patch, mean, std, fill)  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True, eq=False)
 class Prepared:
     """One picture as the graphs take it; G = size / patch."""
 
-    pixels: NDArray[np.float32]  # (1, 3, S, S), normalised, zero to the right of and below the content
+    pixels: NDArray[np.float32]  # (1, 3, S, S), normalised, `fill` to the right of and below the content
     patch_valid: NDArray[np.bool_]  # (1, 1 + G*G), index 0 the class token, then patches row by row
     token_valid: NDArray[np.bool_]  # ((G/2)**2,), image tokens of the language model row by row
     content: tuple[int, int]  # (h', w') of the picture inside the square
@@ -198,7 +200,7 @@ class Prepared:
 
 
 def prepare(image: Rgb, spec: ImageSpec) -> Prepared:
-    """Long side to `size` (Pillow bilinear, uint8), then (x - mean) / std, then zeros to a square.
+    """Long side to `size` (Pillow bilinear, uint8), then (x - mean) / std, then `fill` to a square.
 
     A patch or token is valid where its top-left pixel lies in the content (the original: "nearest").
     """
@@ -208,7 +210,8 @@ def prepare(image: Rgb, spec: ImageSpec) -> Prepared:
     content = max(1, int(height * scale + 0.5)), max(1, int(width * scale + 0.5))
     small = Image.fromarray(image).resize((content[1], content[0]), Image.Resampling.BILINEAR)
     mean, std = np.array(spec.mean, np.float32), np.array(spec.std, np.float32)
-    pixels = np.zeros((1, 3, spec.size, spec.size), np.float32)
+    fill = np.array(spec.fill, np.float32)[:, None, None]
+    pixels = np.broadcast_to(fill, (1, 3, spec.size, spec.size)).copy()
     normalised = (np.asarray(small, np.float32) - mean) / std  # (h', w', 3)
     pixels[0, :, : content[0], : content[1]] = normalised.transpose(2, 0, 1)
     patches = _inside(content, spec.patch, spec.size // spec.patch)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -46,7 +46,21 @@ class Context:
     ) -> Rows:
         """Append embeddings (S, H); rows: indices among the S that get logits and hidden states.
 
-        visible (S,): tokens that no later token may look at are False (a token always sees itself).
+        visible: see `read`.
+        """
+        outputs = self.read(embeddings, {"logit_rows": np.asarray(rows, np.int64)}, visible)
+        return Rows(outputs["logits"][0], outputs["hidden"][0])
+
+    def read(
+        self,
+        embeddings: Array,
+        asked: Mapping[str, Array],
+        visible: npt.NDArray[np.bool_] | None = None,
+    ) -> dict[str, Array]:
+        """Append embeddings (S, H); gives the graph's outputs for what is asked of these S rows.
+
+        asked: the inputs that only this model's graph has. visible (S,): tokens that no later token may look at
+        are False (a token always sees itself).
         """
         count, start = len(embeddings), self.length
         end = start + count
@@ -59,7 +73,7 @@ class Context:
             "inputs_embeds": embeddings[None],
             "position_ids": position[None],
             "attn_mask": (causal & self.visible[:end])[None, None],
-            "logit_rows": np.asarray(rows, np.int64),
+            **asked,
             **self._past,
         }
         into: dict[str, Array] = {}
@@ -71,7 +85,22 @@ class Context:
             self._past = {name: outputs[_present(name)] for name in self._past}
         self.length = end
         self.forwards += 1
-        return Rows(outputs["logits"][0], outputs["hidden"][0])
+        return outputs
+
+    def rewind(self, length: int, capacity: int | None = None) -> None:
+        """Forget all but the first `length` tokens. capacity: tokens to have room for from now on, at least."""
+        if not 0 <= length <= self.length:
+            raise ValueError(f"context of {self.length} tokens cannot go back to {length}")
+        more = max(0, (capacity or 0) - self.capacity)
+        self.length, self.capacity = length, self.capacity + more
+        self.visible = np.pad(self.visible, (0, more))
+        for name, cache in self._past.items():
+            if not self._in_place:
+                self._past[name] = cache[:, :, :length]
+            elif more:
+                self._past[name] = np.pad(
+                    cache[:, :, :length], ((0, 0), (0, 0), (0, self.capacity - length), (0, 0))
+                )
 
 
 def _present(past: str) -> str:

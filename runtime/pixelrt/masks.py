@@ -18,8 +18,8 @@ class Mask:
     """One object of the answer. `box` is x0, y0, x1, y1, the last two exclusive; None for an empty mask."""
 
     mask: NDArray[np.bool_]  # (H, W) at the original size
-    score: float  # mean probability of the mask's own pixels, 0..1
-    label: str  # the words it stands after, "" if none
+    score: float  # mean probability of the mask's own pixels, times that of its class if it has one, 0..1
+    label: str  # the words it stands after, or the class or region it answers; "" if none
     span: tuple[int, int] | None  # where its marker is in Answer.text
     box: tuple[int, int, int, int] | None
     low_res_logits: NDArray[np.float32]  # (h, w), the square picture with its padding
@@ -51,7 +51,7 @@ class Answer:
 
     text: str
     token_ids: list[int]  # the generated ids
-    masks: list[Mask]
+    masks: Sequence[Mask]
     timing: dict[str, float]  # stage -> ms, of this question alone; the picture's are in Frame.timing
     finished: bool = True  # False where the limit cut the answer off
 
@@ -64,6 +64,10 @@ class Answer:
             "masks": [mask.to_json() for mask in self.masks],
             "timing_ms": {stage: round(float(spent), 3) for stage, spent in self.timing.items()},
         }
+
+    def files(self, image: str) -> dict[str, bytes]:
+        """No files but the masks'; see `pixelrt.segmenter.Result`."""
+        return {}
 
 
 # Of two repetitions next to each other only one may take blanks: otherwise a run of them costs its square.

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import importlib
 import os
-from collections.abc import Mapping
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -14,10 +16,15 @@ import numpy.typing as npt
 from pixelrt.bundle import Bundle
 from pixelrt.engine import Array, Backend
 from pixelrt.errors import InputError
-from pixelrt.masks import Answer
+from pixelrt.language import Context
+from pixelrt.masks import Mask
+from pixelrt.queries import Query, Regions
+
+if TYPE_CHECKING:  # Pillow stays out of `import pixelrt`
+    from pixelrt.results import Tracked
 
 # A family is one module: `open_family(bundle, backend) -> Segmenter`.
-FAMILIES = {"pixellm": "pixelrt.families.pixellm"}
+FAMILIES = {"pixellm": "pixelrt.families.pixellm", "psalm": "pixelrt.families.psalm"}
 BACKENDS = ("auto", "onnxruntime")
 
 
@@ -32,6 +39,25 @@ class Frame:
     features: Mapping[str, Array]  # inputs of the pixel decoder
     bundle: str  # SHA-256 of the manifest of the bundle that encoded it
     timing: Mapping[str, float] = field(default_factory=dict)  # stage -> ms
+    context: Context | None = None  # what the language model has read of it, where prompts share that
+
+
+class Result(Protocol):
+    """What every answer has; `pixelrt.masks.Answer` and the types of `pixelrt.results`."""
+
+    @property
+    def text(self) -> str:
+        """The model's words, empty where it has none."""
+        ...
+
+    @property
+    def masks(self) -> Sequence[Mask]: ...
+    @property
+    def timing(self) -> Mapping[str, float]: ...
+    def to_json(self) -> dict[str, Any]: ...
+    def files(self, image: str) -> dict[str, bytes]:
+        """Files beside the masks in formats of their own. image: name of the picture's file."""
+        ...
 
 
 class Segmenter(Protocol):
@@ -45,9 +71,22 @@ class Segmenter(Protocol):
         ...
 
     def segment(
-        self, frame: Any, prompt: str, max_new_tokens: int = 512, seg_runs: str = "complete"
-    ) -> Answer:
-        """Answer one question about a frame (or about an image, which is then encoded first)."""
+        self, frame: Any, prompt: str | Query, max_new_tokens: int = 512, seg_runs: str = "complete"
+    ) -> Result:
+        """Answer one question about a frame (or about an image, which is then encoded first).
+
+        prompt: words, or a query of `pixelrt.queries`. max_new_tokens, seg_runs: for families that write words.
+        """
+        ...
+
+
+@runtime_checkable
+class Tracker(Protocol):
+    """A segmenter that follows objects through a video."""
+
+    def track(self, frames: Iterable[Any], regions: Regions, memory: bool = True) -> Iterator[Tracked]:
+        """One result a frame of the objects marked by `regions` on the first. memory: look for them as they were
+        in the frame before where that is safe, not as they were marked."""
         ...
 
 
@@ -79,3 +118,20 @@ def open_bundle(bundle: Bundle, backend: str | Backend = "auto") -> Segmenter:
         backend = OrtBackend(bundle)
     segmenter: Segmenter = importlib.import_module(FAMILIES[family]).open_family(bundle, backend)
     return segmenter
+
+
+def frame_of(segmenter: Segmenter, image: Any) -> Frame:
+    """The frame itself where `image` is one that this segmenter's bundle encoded; else the encoded image."""
+    if not isinstance(image, Frame):
+        return segmenter.encode(image)
+    if image.bundle != segmenter.bundle.sha256:
+        raise InputError("This frame was encoded by another bundle. Encode the picture with this one.")
+    return image
+
+
+@contextmanager
+def stage(timing: dict[str, float], name: str) -> Iterator[None]:
+    """Wall time of a stage in ms."""
+    start = time.perf_counter()
+    yield
+    timing[name] = (time.perf_counter() - start) * 1e3

@@ -28,7 +28,7 @@ class TokenTable:
             )
         self.rows: npt.NDArray[Any] = np.memmap(path, stored, "r", shape=tuple(shape))
 
-    def __call__(self, ids: Sequence[int]) -> npt.NDArray[np.float32]:
+    def __call__(self, ids: Sequence[int] | npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
         """Rows (len(ids), H) in fp32."""
         rows = self.rows[np.asarray(ids, np.int64)]
         if self.bfloat16:  # bfloat16 is the upper half of a float32

@@ -26,6 +26,7 @@ RUNTIME_ONLY_IN = {
     "tensorrt_rtx": ("engine_trt.py", "build.py"),
     "pycuda": ("cuda.py",),
     "click": ("cli",),
+    "av": ("frames.py",),
 }
 RUNTIME_EVERYWHERE = {"numpy", "PIL", "tokenizers"}
 NEVER_BELOW_EXPORT = {"torch", "transformers", "onnx", "optimum", "safetensors", "sentencepiece", "ml_dtypes"}

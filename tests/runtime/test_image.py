@@ -243,6 +243,7 @@ def test_validity_equals_the_original(golden_pixellm: Path) -> None:
         *({"mean": value} for value in ([1, 2], "abc", [1, 2, "x"])),
         *({"std": value} for value in ([1, 0, 1], [1, 1, float("inf")], None)),
         {"mean": [1, 2, float("nan")]},
+        *({"fill": value} for value in (0, [0, 0], [0, 0, None])),
         {"resample": "bicubic"},
     ],
 )
@@ -253,3 +254,19 @@ def test_spec_refuses(change: dict[str, Any]) -> None:
         ImageSpec.from_dict(entry | change)
     with pytest.raises(InputError, match="manifest"):
         ImageSpec.from_dict({"size": 448})
+
+
+def test_padding_holds_the_fill() -> None:
+    """Left out it is 0; three numbers, which may be negative, are put into the padding as they are."""
+    entry = {"size": 448, "patch": 14, "mean": [1, 2, 3], "std": [4, 5, 6], "fill": [-1, 0, 2.5]}
+    spec = ImageSpec.from_dict(entry)
+    assert spec.fill == (-1.0, 0.0, 2.5) and ImageSpec(448, 14, SPEC.mean, SPEC.std).fill == (0, 0, 0)
+    picture = np.full((60, 96, 3), 9, np.uint8)
+    got, plain = (
+        prepare(picture, spec).pixels,
+        prepare(picture, ImageSpec(448, 14, spec.mean, spec.std)).pixels,
+    )
+    assert np.array_equal(got[:, :, :280], plain[:, :, :280]) and not plain[:, :, 280:].any()
+    assert np.array_equal(
+        got[0, :, 280:].transpose(1, 2, 0), np.broadcast_to(np.float32(spec.fill), (168, 448, 3))
+    )

@@ -8,7 +8,7 @@ from types import ModuleType
 from pixelrt.errors import InputError
 
 # `model_type` of a checkpoint's config.json -> module.
-FAMILIES = {"llava": "pixelrt_export.families.pixellm"}
+FAMILIES = {"llava": "pixelrt_export.families.pixellm", "llava_phi": "pixelrt_export.families.psalm"}
 
 
 def family_of(model_type: str) -> ModuleType:
@@ -16,6 +16,6 @@ def family_of(model_type: str) -> ModuleType:
     if model_type not in FAMILIES:
         raise InputError(
             f"config.json says model_type {model_type!r}; pixelrt exports {', '.join(FAMILIES)} "
-            "(PixelLM is llava). Give the folder of a PixelLM checkpoint."
+            "(PixelLM is llava, PSALM llava_phi). Give the folder of such a checkpoint."
         )
     return importlib.import_module(FAMILIES[model_type])

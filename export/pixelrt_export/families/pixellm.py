@@ -10,7 +10,7 @@ from pixelrt.errors import InputError
 from pixelrt_export.checkpoint import Checkpoint
 from pixelrt_export.config import PixelLMConfig
 from pixelrt_export.export import Sink
-from pixelrt_export.graphs.language import OPSETS, build_language
+from pixelrt_export.graphs.language import OPSETS, build_language, token_head
 from pixelrt_export.graphs.pixellm import build_encoder, build_pixel_decoder
 from pixelrt_export.licence import licence_of
 from pixelrt_export.llama_tokenizer import (
@@ -72,7 +72,9 @@ def write_bundle(checkpoint: Checkpoint, sink: Sink, vision_tower: Path | None) 
             name,
             "language",
             OPSETS[cache],
-            lambda g, cache=cache: build_language(g, checkpoint.tensor, config.language, cache),
+            lambda g, cache=cache: build_language(
+                g, checkpoint.tensor, config.language, cache, token_head(checkpoint.tensor, config.language)
+            ),
             cache=cache,
         )
     sink.graph(

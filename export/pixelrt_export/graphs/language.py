@@ -16,82 +16,59 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pixelrt_export.config import LanguageConfig
 from pixelrt_export.graph import Graph
+from pixelrt_export.graphs.llama import Llama
+from pixelrt_export.graphs.phi import Phi
+from pixelrt_export.model_config import LanguageConfig
 
 Tensor = Callable[[str], np.ndarray]
+Read = Callable[[str, Callable[[str], str]], None]  # last states, final norm -> outputs
+Head = Callable[[Graph], Read]
 OPSETS = {"in_place": 24, "concat": 21}
+MODELS = {"llama": Llama, "phi": Phi}
 
 
-def build_language(g: Graph, tensor: Tensor, config: LanguageConfig, cache: str) -> None:
-    """inputs_embeds, position_ids, attn_mask, logit_rows (+ write_indices) and cache -> logits, hidden, cache.
+def build_language(g: Graph, tensor: Tensor, config: LanguageConfig, cache: str, head: Head) -> None:
+    """inputs_embeds, position_ids, attn_mask (+ write_indices), cache and the head's inputs -> its outputs, cache.
 
-    attn_mask bool (B, 1, S, T), True where a new token may look. logit_rows (R,): which of the S rows get
-    logits (B, R, V) and post-norm hidden states (B, R, H).
+    attn_mask bool (B, 1, S, T), True where a new token may look. head: declares the inputs it needs, and what it
+    returns turns the last layer's states (B, S, H) and the final norm into outputs.
     """
     x = g.input("inputs_embeds", "activations", ["B", "S", config.hidden])
     g.input("position_ids", "int64", ["B", "S"])
     g.input("attn_mask", "bool", ["B", 1, "S", "T"])
-    rows = g.input("logit_rows", "int64", ["R"])
-    attend = _InPlace(g, tensor, config) if cache == "in_place" else _Concat(g, tensor, config)
+    read = head(g)
+    attend = _InPlace(g, config) if cache == "in_place" else _Concat(g, config)
+    model = MODELS[config.kind](g, tensor, config)
     for i in range(config.layers):
         with g.scope(f"layers.{i}"):
-            x = _llama_block(g, tensor, config, attend, i, x)
+            x = model.block(i, x, attend)
     with g.scope("head"):
-        hidden = _rms_norm(g, tensor, config, "language.norm", "model.norm", g.op("Gather", x, rows, axis=1))
-        logits = g.linear(hidden, "language.lm_head", lambda: tensor("lm_head.weight"))
-    g.output(logits, "logits", "float32", ["B", "R", config.vocab])
-    g.output(hidden, "hidden", "activations", ["B", "R", config.hidden])
+        read(x, model.final_norm)
 
 
-def _llama_block(
-    g: Graph, tensor: Tensor, config: LanguageConfig, attend: _InPlace | _Concat, i: int, x: str
-) -> str:
-    name, key = f"language.layers.{i}", f"model.layers.{i}"
+def token_head(tensor: Tensor, config: LanguageConfig) -> Head:
+    """logit_rows (R,): which of the S rows get logits (B, R, V) and post-norm hidden states (B, R, H)."""
 
-    def linear(x: str, part: str, leaf: str) -> str:
-        return g.linear(x, f"{name}.{leaf}", lambda: tensor(f"{key}.{part}.{leaf}.weight"))
+    def declare(g: Graph) -> Read:
+        rows = g.input("logit_rows", "int64", ["R"])
 
-    y = _rms_norm(g, tensor, config, f"{name}.input_layernorm", f"{key}.input_layernorm", x)
-    q, k, v = (linear(y, "self_attn", leaf) for leaf in ("q_proj", "k_proj", "v_proj"))
-    q, k, v = (
-        g.split_heads(q, config.heads),
-        g.split_heads(k, config.kv_heads),
-        g.split_heads(v, config.kv_heads),
-    )
-    mixed = g.reshape(g.transpose(attend(i, q, k, v), [0, 2, 1, 3]), [0, 0, -1])
-    x = g.op("Add", x, linear(mixed, "self_attn", "o_proj"))
+        def read(x: str, norm: Callable[[str], str]) -> None:
+            hidden = norm(g.op("Gather", x, rows, axis=1))
+            logits = g.linear(hidden, "language.lm_head", lambda: tensor("lm_head.weight"))
+            g.output(logits, "logits", "float32", ["B", "R", config.vocab])
+            g.output(hidden, "hidden", "activations", ["B", "R", config.hidden])
 
-    post = "post_attention_layernorm"
-    y = _rms_norm(g, tensor, config, f"{name}.{post}", f"{key}.{post}", x)
-    gate = linear(y, "mlp", "gate_proj")
-    gated = g.op("Mul", g.op("Mul", gate, g.op("Sigmoid", gate)), linear(y, "mlp", "up_proj"))
-    return str(g.op("Add", x, linear(gated, "mlp", "down_proj")))
+        return read
 
-
-def _rms_norm(g: Graph, tensor: Tensor, config: LanguageConfig, name: str, key: str, x: str) -> str:
-    """x / sqrt(mean(x^2) + eps) * w, reduced in fp32."""
-    weight = g.weight(f"{name}.weight", lambda: tensor(f"{key}.weight"))
-    if g.opset >= 23:
-        return str(g.op("RMSNormalization", x, weight, axis=-1, epsilon=config.norm_eps, stash_type=1))
-    with g.scope(name.rsplit(".", 1)[-1]):
-        wide = x if g.activations == "float32" else g.cast(x, "float32")
-        mean = g.op("ReduceMean", g.op("Mul", wide, wide), g.constant([-1]), keepdims=1)
-        root = g.op("Sqrt", g.op("Add", mean, _float32(g, config.norm_eps)))
-        scaled = g.op("Div", wide, root)
-        narrow = scaled if g.activations == "float32" else g.cast(scaled, g.activations)
-        return str(g.op("Mul", narrow, weight))
-
-
-def _float32(g: Graph, value: float) -> str:
-    return str(g.op("Constant", value_float=float(value)))
+    return declare
 
 
 def _rotary_table(g: Graph, config: LanguageConfig, function: Callable[[np.ndarray], np.ndarray]) -> str:
-    """cos or sin of position * theta^(-2j / d), (max_positions, d / 2); angles in float64."""
+    """cos or sin of position * theta^(-2j / d), (max_positions, d / 2), d rotary dims; angles in float64."""
 
     def make() -> np.ndarray:
-        d = config.head_dim
+        d = config.rotary_dims
         frequency = config.rope_theta ** -(np.arange(0, d, 2, dtype=np.float64) / d)
         return function(np.outer(np.arange(config.max_positions), frequency)).astype(np.float32)
 
@@ -103,7 +80,6 @@ class _InPlace:
     """Attention over a cache that is written where it lies."""
 
     g: Graph
-    tensor: Tensor
     config: LanguageConfig
 
     def __post_init__(self) -> None:
@@ -114,7 +90,9 @@ class _InPlace:
 
     def __call__(self, i: int, q: str, k: str, v: str) -> str:
         g, shape = self.g, ["B", self.config.kv_heads, "M", self.config.head_dim]
-        q, k = (g.op("RotaryEmbedding", x, self.cos, self.sin, "position_ids") for x in (q, k))
+        rotary = self.config.rotary_dims
+        partial = {} if rotary == self.config.head_dim else {"rotary_embedding_dim": rotary}
+        q, k = (g.op("RotaryEmbedding", x, self.cos, self.sin, "position_ids", **partial) for x in (q, k))
         read = []
         for part, new in (("key", k), ("value", v)):
             past = g.input(f"past.{i}.{part}", "activations", shape)
@@ -136,7 +114,6 @@ class _Concat:
     """Attention over past and new keys joined, in operators every runtime has."""
 
     g: Graph
-    tensor: Tensor
     config: LanguageConfig
 
     def __post_init__(self) -> None:
@@ -151,11 +128,13 @@ class _Concat:
         self.bias = g.op("Unsqueeze", g.op("Where", "attn_mask", g.constant(0.0), shut), g.constant([2]))
 
     def _rotate(self, x: str) -> str:
-        g = self.g
-        low, high = g.op("Split", x, axis=-1, num_outputs=2, outputs=2)
+        g, rotary, width = self.g, self.config.rotary_dims, self.config.head_dim
+        still = [] if rotary == width else [g.slice(x, 3, rotary, width)]
+        turning = g.slice(x, 3, 0, rotary) if still else x
+        low, high = g.op("Split", turning, axis=-1, num_outputs=2, outputs=2)
         turned_low = g.op("Sub", g.op("Mul", low, self.cos), g.op("Mul", high, self.sin))
         turned_high = g.op("Add", g.op("Mul", high, self.cos), g.op("Mul", low, self.sin))
-        return str(g.op("Concat", turned_low, turned_high, axis=-1))
+        return str(g.op("Concat", turned_low, turned_high, *still, axis=-1))
 
     def __call__(self, i: int, q: str, k: str, v: str) -> str:
         g, c = self.g, self.config

@@ -75,7 +75,7 @@ def taps(n_in: int, n_out: int) -> Taps:
     """Half-pixel centres: output i looks at (i + 0.5) * n_in / n_out - 0.5, held inside [0, n_in - 1]."""
     # float64 holds the product of two float32 exactly, so rounding the sum once is a fused multiply-add.
     scale = np.float64(np.float32(n_in) / np.float32(n_out))
-    position = (scale * (np.arange(n_out, dtype=np.float32) + np.float32(0.5)) - 0.5).astype(np.float32)
+    position = (scale * (np.arange(n_out, dtype=np.float64) + 0.5) - 0.5).astype(np.float32)
     np.maximum(position, np.float32(0), out=position)
     low = np.minimum(position.astype(np.intp), n_in - 1)
     t = position - low.astype(np.float32)

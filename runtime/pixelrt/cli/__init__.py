@@ -18,6 +18,7 @@ from pixelrt.errors import InputError, MissingExtra
 OWN = {
     "run": ("pixelrt.cli.run:run", "Export a checkpoint if need be, then ask about a sample picture."),
     "segment": ("pixelrt.cli.segment:segment", "Ask a bundle about a picture: text, masks and an overlay."),
+    "track": ("pixelrt.cli.track:track", "Follow marked objects through a video."),
     "inspect": ("pixelrt.cli.inspect:inspect", "Say what is in a bundle."),
 }
 # Commands of other packages join through entry points of this group (name -> click command).

@@ -13,7 +13,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -24,11 +24,14 @@ from PIL import Image
 
 from pixelrt.cli import printable
 from pixelrt.errors import InputError
-from pixelrt.masks import Answer
 from pixelrt.overlay import draw
+from pixelrt.segmenter import Result
 
 ANSWER, OVERLAY = "answer.json", "overlay.png"
-_MASK_FILE = re.compile(r"mask_[1-9][0-9]*\.png")
+# Whatever an answer can leave, of any task.
+_OWN_FILE = re.compile(
+    r"mask_[1-9][0-9]*\.png|panoptic\.(png|json)|instances\.json|semantic\.png|labels\.png"
+)
 
 
 @contextmanager
@@ -56,16 +59,30 @@ def made_folder(folder: Path) -> Iterator[None]:
 
 
 def write_answer(
-    folder: Path, answer: Answer, image: NDArray[np.uint8], prompt: str, about: dict[str, Any]
+    folder: Path,
+    answer: Result,
+    image: NDArray[np.uint8],
+    prompt: str,
+    about: dict[str, Any],
+    stages: Mapping[str, float],
 ) -> dict[str, Any]:
-    """Write the files; gives what answer.json holds: `about`, then the answer, each mask with its file."""
+    """Write the files; gives what answer.json holds: `about`, then the answer, each mask with its file.
+
+    stages: name -> ms, the picture's and the question's.
+    """
     document = {**about, **answer.to_json()}
+    document["timing_ms"] = {name: round(spent, 3) for name, spent in stages.items()}
     document["image_size"] = [int(image.shape[0]), int(image.shape[1])]  # H, W
     document["overlay"] = OVERLAY
+    files = answer.files(Path(str(about.get("image", "image"))).name)
+    if files:
+        document["files"] = list(files)
     for number, entry in enumerate(document["masks"], start=1):
         entry["file"] = f"mask_{number}.png"
     beside = Path(tempfile.mkdtemp(prefix=".pixelrt-", dir=folder))
     try:
+        for name, data in files.items():
+            (beside / name).write_bytes(data)
         draw(image, answer.masks, prompt, answer.text).save(beside / OVERLAY, compress_level=3)
         for entry, mask in zip(document["masks"], answer.masks, strict=True):
             Image.fromarray(mask.mask.astype(np.uint8) * 255).save(beside / entry["file"])
@@ -98,7 +115,7 @@ def _earlier(folder: Path) -> list[str]:
     """The files of the answer that is there, answer.json first. Raises InputError where one is not ours."""
     ours = _named_by(folder / ANSWER)
     there = sorted(
-        name for name in os.listdir(folder) if name in (ANSWER, OVERLAY) or _MASK_FILE.fullmatch(name)
+        name for name in os.listdir(folder) if name in (ANSWER, OVERLAY) or _OWN_FILE.fullmatch(name)
     )
     foreign = [name for name in there if name not in ours or (folder / name).is_dir()]
     if foreign:
@@ -114,6 +131,7 @@ def _named_by(file: Path) -> list[str]:
     try:
         document = json.loads(file.read_text(encoding="utf-8"))
         names = [str(document["overlay"]), *(str(mask["file"]) for mask in document["masks"])]
+        names += [str(name) for name in document.get("files", [])]
         ours = isinstance(document["bundle"]["sha256"], str)
     except (OSError, ValueError, LookupError, TypeError, RecursionError):
         return []

@@ -5,16 +5,16 @@ from __future__ import annotations
 import json
 import shlex
 import time
-from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from pixelrt.cli import debug_option, say
+from pixelrt.cli.query_options import QueryOptions, query_in_words, query_of, query_options
 
 if TYPE_CHECKING:
-    from pixelrt.masks import Answer
+    from pixelrt.segmenter import Result
 
 OUT = "pixelrt-out"
 
@@ -22,7 +22,8 @@ OUT = "pixelrt-out"
 @click.command()
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.argument("image", type=click.Path(path_type=Path))
-@click.argument("prompt")
+@click.argument("prompt", required=False)
+@query_options
 @click.option(
     "--out",
     type=click.Path(path_type=Path),
@@ -51,50 +52,58 @@ OUT = "pixelrt-out"
 def segment(
     bundle: Path,
     image: Path,
-    prompt: str,
+    prompt: str | None,
     out: Path,
     max_new_tokens: int,
     seg_runs: str,
     backend: str,
     as_json: bool,
+    **asked: Any,
 ) -> None:
-    """Ask BUNDLE the question PROMPT about IMAGE.
+    """Ask BUNDLE the question PROMPT about IMAGE, or give it a --task.
 
     Writes answer.json, overlay.png and mask_1.png, mask_2.png, ... (8 bit, 0 or 255, at the size of IMAGE).
+    --task panoptic also writes COCO's panoptic.png and panoptic.json, instance instances.json, semantic
+    semantic.png.
     """  # fmt: skip
     import pixelrt
     from pixelrt.cli.answer_folder import made_folder, write_answer
+    from pixelrt.masks import Answer
 
+    query = query_of(prompt, QueryOptions(**asked))
+    words = query_in_words(query)
     with made_folder(out):
         clock = time.perf_counter()
         segmenter = pixelrt.load(bundle, backend=backend)
         load_ms = 1e3 * (time.perf_counter() - clock)
         frame = segmenter.encode(image)
-        answer = segmenter.segment(frame, prompt, max_new_tokens=max_new_tokens, seg_runs=seg_runs)
+        answer = segmenter.segment(frame, query, max_new_tokens=max_new_tokens, seg_runs=seg_runs)
         clock = time.perf_counter()
-        answer = replace(answer, timing={**frame.timing, **answer.timing})
+        stages = {**frame.timing, **answer.timing}
         about = {
             "image": str(image),
-            "prompt": prompt,
+            "prompt": words,
             "bundle": {"path": str(segmenter.bundle.path), "sha256": segmenter.bundle.sha256},
             "backend": segmenter.backend,
         }
-        document = write_answer(out, answer, frame.image, prompt, about)
+        document = write_answer(out, answer, frame.image, words, about, stages)
         write_ms = 1e3 * (time.perf_counter() - clock)
     if as_json:
         say(json.dumps(document, ensure_ascii=False, indent=2))
         return
-    say(answer.text)
-    if not answer.finished:
-        say(_cut_off(len(answer.token_ids), max_new_tokens))
-    say()
+    if isinstance(answer, Answer) and answer.text:
+        say(answer.text)
+        if not answer.finished:
+            say(_cut_off(len(answer.token_ids), max_new_tokens))
+        say()
     for line in _mask_lines(answer, out):
         say(line)
     say()
-    for line in _timing_lines({"load": load_ms, **answer.timing, "write files": write_ms}):
+    for line in _timing_lines({"load": load_ms, **stages, "write files": write_ms}):
         say(line)
     say(f"\noverlay: {out / 'overlay.png'}")
-    command = ["pixelrt", "segment", str(bundle), str(image), "Another question.", "--out", str(out)]
+    another = ["Another question."] if isinstance(query, str) else ["--task", "interactive", "--point", "X,Y"]
+    command = ["pixelrt", "segment", str(bundle), str(image), *another, "--out", str(out)]
     say(f"next:    {shlex.join(command)}")
 
 
@@ -103,7 +112,7 @@ def _cut_off(tokens: int, max_new_tokens: int) -> str:
     return f"the answer was cut off after {tokens} tokens: {why}"
 
 
-def _mask_lines(answer: Answer, out: Path) -> list[str]:
+def _mask_lines(answer: Result, out: Path) -> list[str]:
     if not answer.masks:
         return ["no masks in this answer"]
     width = min(40, max(len(mask.label) for mask in answer.masks))

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -19,7 +16,8 @@ from pixelrt.language import Context
 from pixelrt.manifest import MANIFEST, check
 from pixelrt.masks import Answer, Mask, label_spans
 from pixelrt.prompt import PromptBuilder, read_tokenizer
-from pixelrt.segmenter import Frame
+from pixelrt.queries import Query, refuse
+from pixelrt.segmenter import Frame, frame_of, stage
 from pixelrt.tokens import TokenTable
 
 MARK = "[SEG]"
@@ -64,10 +62,10 @@ class PixelLM:
     def encode(self, image: Any) -> Frame:
         """All that depends on the image alone; reuse the frame for every question about it."""
         timing: dict[str, float] = {}
-        with _stage(timing, "image"):
+        with stage(timing, "image"):
             rgb = open_image(image)
             prepared = prepare(rgb, self.image_spec)
-        with _stage(timing, "encode"):
+        with stage(timing, "encode"):
             out = self._encoder({"pixels": prepared.pixels, "patch_valid": prepared.patch_valid})
         features = {name: out[name] for name in FEATURES}
         tokens = out["image_tokens"][0]
@@ -76,7 +74,11 @@ class PixelLM:
         )
 
     def segment(
-        self, frame: Frame | Any, prompt: str, max_new_tokens: int = 512, seg_runs: str = "complete"
+        self,
+        frame: Frame | Any,
+        prompt: str | Query,
+        max_new_tokens: int = 512,
+        seg_runs: str = "complete",
     ) -> Answer:
         """Answer `prompt` about a frame.
 
@@ -86,11 +88,11 @@ class PixelLM:
         `original` does as the original code, where one malformed run drops all masks of the answer.
         Raises InputError.
         """
+        if isinstance(prompt, Query):
+            raise refuse(prompt, "pixellm", {"a question in words": "Segment the mug."})
         check_settings(max_new_tokens, seg_runs)
         ids = self.prompt(prompt)
-        frame = frame if isinstance(frame, Frame) else self.encode(frame)
-        if frame.bundle != self.bundle.sha256:
-            raise InputError("This frame was encoded by another bundle. Encode the picture with this one.")
+        frame = frame_of(self, frame)
         timing: dict[str, float] = {}
         image_end = len(ids.head) + len(frame.tokens)
         length = image_end + len(ids.tail)
@@ -100,7 +102,7 @@ class PixelLM:
         embeddings = np.concatenate([self.table(ids.head), frame.tokens, self.table(ids.tail)])
         visible = np.ones(length, np.bool_)
         visible[len(ids.head) : image_end] = frame.token_valid
-        with _stage(timing, "language"):
+        with stage(timing, "language"):
             generation = generate(
                 context,
                 self.table,
@@ -151,9 +153,9 @@ class PixelLM:
             return []
         count = len(targets)
         hidden: Array = targets.reshape(count, self.scales, self.codebook.run // self.scales, -1)
-        with _stage(timing, "pixel_decoder"):
+        with stage(timing, "pixel_decoder"):
             low_res = self._pixel_decoder({"seg_hidden": hidden, **frame.features})["low_res_masks"]
-        with _stage(timing, "upsample"):
+        with stage(timing, "upsample"):
             size = frame.image.shape[:2]
             masks, scores, boxes = upsample_mask(
                 low_res, max(frame.content), frame.content, (size[0], size[1])
@@ -196,11 +198,3 @@ def _box(row: Array) -> tuple[int, int, int, int] | None:
     """None for an empty mask, whose box is all zeros."""
     x0, y0, x1, y1 = (int(value) for value in row)
     return (x0, y0, x1, y1) if x1 > x0 else None
-
-
-@contextmanager
-def _stage(timing: dict[str, float], name: str) -> Iterator[None]:
-    """Wall time of a stage in ms."""
-    start = time.perf_counter()
-    yield
-    timing[name] = (time.perf_counter() - start) * 1e3

@@ -15,11 +15,11 @@ from optimum.commands.export.base import ExportCommand
 
 
 class PixelRtExportCommand(BaseOptimumCLICommand):
-    COMMAND = CommandInfo(name="pixelrt", help="Export a PixelLM checkpoint to a pixelrt bundle.")
+    COMMAND = CommandInfo(name="pixelrt", help="Export a PixelLM or PSALM checkpoint to a pixelrt bundle.")
 
     @staticmethod
     def parse_args(parser: ArgumentParser) -> None:
-        parser.add_argument("checkpoint", type=Path, help="folder of the PixelLM weights, as published")
+        parser.add_argument("checkpoint", type=Path, help="folder of the weights, as published")
         parser.add_argument("bundle", type=Path, help="folder to write")
         parser.add_argument("--precision", default="fp32", help="of the weights: fp32 (default) or fp16")
         parser.add_argument("--vision-tower", type=Path, metavar="DIR", help="folder of its CLIP")

@@ -1,0 +1,231 @@
+"""PSALM: one pass of the language model gives mask queries and conditions, one decoder masks and scores."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from pixelrt_kernels.upsample_mask.reference import box_of
+
+from pixelrt.bundle import Bundle
+from pixelrt.engine import Array, Backend
+from pixelrt.errors import InputError
+from pixelrt.families import psalm_masks as post
+from pixelrt.families.psalm_prompt import REGION, PsalmPrompt, Tail
+from pixelrt.families.psalm_regions import region_masks, region_vectors
+from pixelrt.families.psalm_video import distinct, fused, tracked
+from pixelrt.image import ImageSpec, open_image, prepare
+from pixelrt.language import Context
+from pixelrt.masks import Answer, Mask
+from pixelrt.queries import KINDS, Classes, Query, Refer, Regions, refuse
+from pixelrt.results import Instances, Panoptic, Semantic, Tracked
+from pixelrt.segmenter import Frame, frame_of, stage
+from pixelrt.tokens import TokenTable
+
+ANSWERS = {
+    "Classes": '["person", "sky"]',
+    "Refer or its text": "the red mug",
+    "Regions": "points=[(120, 80)]",
+    "Track": "picture, Regions",
+}
+# Rows in one pass of the language model: attention takes memory of rows x positions in every head.
+ROWS_MAX = 2048
+Result = Panoptic | Instances | Semantic | Answer | Tracked
+
+
+def open_family(bundle: Bundle, backend: Backend) -> Psalm:
+    return Psalm(bundle, backend)
+
+
+class Psalm:
+    """A loaded PSALM bundle; see `pixelrt.segmenter.Segmenter`."""
+
+    def __init__(self, bundle: Bundle, backend: Backend) -> None:
+        self.bundle, self.backend = bundle, backend.name
+        manifest = bundle.manifest
+        tokens, table = manifest["tokens"], manifest["embeddings"]
+        self.image_spec = ImageSpec.from_dict(manifest["image"])
+        self.max_positions = int(manifest["language"]["max_positions"])
+        self.condition_kinds: dict[str, int] = manifest["conditions"]
+        self.prompt = PsalmPrompt(bundle.file(tokens["tokenizer"]), manifest["prompt"], tokens)
+        self.table = TokenTable(bundle.file(table["file"]), table["dtype"], table["shape"])
+        self._encoder = backend.open("encoder")
+        self._language = backend.open("language")
+        self._pixel_decoder = backend.open("pixel_decoder")
+        self._reading = threading.Lock()  # a frame's context serves one prompt at a time
+
+    def encode(self, image: Any) -> Frame:
+        """All that depends on the image alone; reuse the frame for every question about it."""
+        timing: dict[str, float] = {}
+        with stage(timing, "image"):
+            rgb = open_image(image)
+            prepared = prepare(rgb, self.image_spec)
+        with stage(timing, "encode"):
+            features = self._encoder({"pixels": prepared.pixels})
+        tokens = features.pop("image_tokens")[0]
+        # Padding is attended to like everything else: the model was trained so.
+        visible = np.ones(len(tokens), np.bool_)
+        context = Context(self._language, 0)
+        return Frame(rgb, prepared.content, tokens, visible, features, self.bundle.sha256, timing, context)
+
+    def segment(
+        self,
+        frame: Frame | Any,
+        prompt: Query | str,
+        max_new_tokens: int = 512,
+        seg_runs: str = "complete",
+    ) -> Result:
+        """Answer a query; a text is `Refer(text)`. The two options are for families that write words."""
+        query = Refer(prompt) if isinstance(prompt, str) else prompt
+        if not isinstance(query, Query):
+            raise refuse(query, "psalm", ANSWERS)
+        frame = self._frame(frame)
+        if isinstance(query, Classes):
+            return self._classes(frame, query)
+        if isinstance(query, Refer):
+            return self._referred(frame, query)
+        if isinstance(query, Regions):
+            return self._regions(frame, query)
+        vectors = self.region_vectors(self._frame(query.first), query.regions)
+        return self._track(frame, vectors, _labels(query.regions))
+
+    def track(self, frames: Iterable[Any], regions: Regions, memory: bool = True) -> Iterator[Tracked]:
+        """Follow the objects marked by `regions` on the first of `frames`; one result a frame.
+
+        Masks that mark objects are the first result themselves. memory: look for the objects as they were in
+        the frame before where that is safe, not as they were marked; see psalm_video.py.
+        """
+        vectors: Array | None = None
+        for image in frames:
+            frame = self._frame(image)
+            if vectors is None:
+                vectors = self.region_vectors(frame, regions)
+                yield self._first(frame, regions)
+                continue
+            result = self._track(frame, vectors, _labels(regions))
+            yield result
+            if memory:
+                vectors = self._remembered(frame, result, vectors)
+
+    def region_vectors(self, frame: Frame, regions: Regions) -> Array:
+        """(R, H): what the prompt takes for regions of this frame."""
+        masks = region_masks(regions, _size(frame))
+        return region_vectors(masks, frame.tokens, frame.content, self.image_spec.size)
+
+    def _frame(self, image: Frame | Any) -> Frame:
+        return frame_of(self, image)
+
+    def _sizes(self, frame: Frame) -> post.Sizes:
+        return post.Sizes(self.image_spec.size, frame.content, _size(frame))
+
+    def _classes(self, frame: Frame, query: Classes) -> Panoptic | Instances | Semantic:
+        tail = self.prompt.classes([*query.names, self.prompt.background])
+        logits, scores, timing = self._decode(frame, tail)
+        rules: dict[str, Callable[..., Panoptic | Instances | Semantic]] = {
+            "panoptic": post.panoptic,
+            "instance": post.instances,
+            "semantic": post.semantic,
+        }
+        with stage(timing, "masks"):
+            result = rules[query.task](logits, scores, query, self._sizes(frame))
+        return replace(result, timing=timing)
+
+    def _referred(self, frame: Frame, query: Refer) -> Answer:
+        logits, scores, timing = self._decode(frame, self.prompt.sentence(query.sentences))
+        with stage(timing, "masks"):
+            answer = post.referred(logits, scores, query, self._sizes(frame))
+        return replace(answer, timing=timing)
+
+    def _regions(self, frame: Frame, query: Regions) -> Answer:
+        vectors = self.region_vectors(frame, query)
+        logits, scores, timing = self._decode(frame, self.prompt.regions(len(query)), vectors)
+        with stage(timing, "masks"):
+            answer = post.of_regions(logits, scores, _labels(query), self._sizes(frame))
+        return replace(answer, timing=timing)
+
+    def _decode(
+        self, frame: Frame, tail: Tail, vectors: Array | None = None
+    ) -> tuple[Array, Array, dict[str, float]]:
+        """Mask logits (Q, h, w), scores (Q, K) and the time spent. vectors (R, H): where `tail` has regions."""
+        timing: dict[str, float] = {}
+        with stage(timing, "language"), self._reading:
+            read = self._read(frame, tail, vectors)
+        kind = np.array([self.condition_kinds[tail.kind]], np.int64)
+        inputs = {"queries": read["queries"], "conditions": read["conditions"], "condition_kind": kind}
+        with stage(timing, "pixel_decoder"):
+            out = self._pixel_decoder({**inputs, **frame.features})
+        return out["mask_logits"][0], out["scores"][0], timing
+
+    def _read(self, frame: Frame, tail: Tail, vectors: Array | None) -> dict[str, Array]:
+        """Conditions (1, K, D) and queries (1, Q, D). The first prompt about a frame reads head and image too."""
+        context = frame.context
+        if context is None:
+            raise ValueError("the frame was encoded by another family")
+        head = self.prompt.head
+        start = len(head) + len(frame.tokens)
+        end = start + len(tail)
+        if end > self.max_positions:
+            raise InputError(
+                f"The prompt takes {end:,} positions; this model has {self.max_positions:,}. "
+                "Name fewer classes or regions, or say it in fewer words."
+            )
+        rows = self.table(np.where(tail.ids == REGION, 0, tail.ids))
+        if vectors is not None:
+            rows[tail.ids == REGION] = vectors
+        first = context.length < start
+        context.rewind(0 if first else start, end)
+        before = np.concatenate([self.table(head), frame.tokens]) if first else rows[:0]
+        kind = np.array([self.condition_kinds[tail.kind]], np.int64)
+        found: dict[str, list[Array]] = {"conditions": [], "queries": []}
+        for part in tail.parts(ROWS_MAX):
+            shift = len(before)
+            inside = (tail.mask_rows >= part.start) & (tail.mask_rows < part.stop)
+            asked: dict[str, Array] = {
+                "pool": np.pad(tail.pool(part), ((0, 0), (shift, 0)))[None],
+                "query_rows": tail.mask_rows[inside] - part.start + shift,
+                "condition_kind": kind,
+            }
+            read = context.read(np.concatenate([before, rows[part]]), asked)
+            for name, parts in found.items():
+                parts.append(read[name])
+            before = rows[:0]
+        return {name: np.concatenate(parts, axis=1) for name, parts in found.items()}
+
+    def _track(self, frame: Frame, vectors: Array, labels: list[str]) -> Tracked:
+        logits, scores, timing = self._decode(frame, self.prompt.regions(len(vectors)), vectors)
+        with stage(timing, "masks"):
+            result = tracked(logits, scores, labels, self._sizes(frame))
+        return replace(result, timing=timing)
+
+    def _first(self, frame: Frame, regions: Regions) -> Tracked:
+        if len(regions.masks) < len(regions):
+            masks = self._regions(frame, regions).masks
+        else:
+            blank = np.zeros((0, 0), np.float32)
+            masks = [
+                Mask(mask, 1.0, label, None, box_of(mask), blank)
+                for mask, label in zip(regions.masks, _labels(regions), strict=True)
+            ]
+        return Tracked(masks, fused(masks, _size(frame)), {})
+
+    def _remembered(self, frame: Frame, result: Tracked, before: Array) -> Array:
+        """Vectors for the next frame: of this frame's masks, or the ones before."""
+        masks = [mask.mask for mask in result.masks]
+        if not distinct(masks):
+            return before
+        try:
+            return region_vectors(masks, frame.tokens, frame.content, self.image_spec.size)
+        except InputError:  # a mask too small for the network's input
+            return before
+
+
+def _size(frame: Frame) -> tuple[int, int]:
+    return frame.image.shape[0], frame.image.shape[1]
+
+
+def _labels(regions: Regions) -> list[str]:
+    """`point 1`, `box 2`, ... numbered through."""
+    return [f"{KINDS[kind]} {number}" for number, (kind, _) in enumerate(regions.each(), start=1)]

@@ -19,6 +19,7 @@ from pixelrt.families.psalm_regions import region_masks, region_vectors
 from pixelrt.families.psalm_video import distinct, fused, tracked
 from pixelrt.image import ImageSpec, open_image, prepare
 from pixelrt.language import Context
+from pixelrt.manifest import MANIFEST, check
 from pixelrt.masks import Answer, Mask
 from pixelrt.queries import KINDS, Classes, Query, Refer, Regions, refuse
 from pixelrt.results import Instances, Panoptic, Semantic, Tracked
@@ -33,6 +34,22 @@ ANSWERS = {
 }
 # Rows in one pass of the language model: attention takes memory of rows x positions in every head.
 ROWS_MAX = 2048
+# This family's part of a manifest; see pixelrt.manifest.
+KINDS_OF_CONDITION = ("class", "sentence", "region")
+FORM = {
+    "prompt": {
+        "templates": dict.fromkeys(KINDS_OF_CONDITION, str),
+        "condition": dict.fromkeys(KINDS_OF_CONDITION, str),
+        "separator": str,
+        "class_suffix": str,
+        "sentence_suffix": str,
+        "sentence_item": str,
+        "background": str,
+    },
+    "conditions": dict.fromkeys(KINDS_OF_CONDITION, int),
+    "tokens": {"image_tokens": int, "mask_tokens": {"first": int, "count": int}},
+    "language": {"max_positions": int},
+}
 Result = Panoptic | Instances | Semantic | Answer | Tracked
 
 
@@ -46,9 +63,10 @@ class Psalm:
     def __init__(self, bundle: Bundle, backend: Backend) -> None:
         self.bundle, self.backend = bundle, backend.name
         manifest = bundle.manifest
+        check(manifest, FORM, str(bundle.path / MANIFEST))
         tokens, table = manifest["tokens"], manifest["embeddings"]
         self.image_spec = ImageSpec.from_dict(manifest["image"])
-        self.max_positions = int(manifest["language"]["max_positions"])
+        self.max_positions: int = manifest["language"]["max_positions"]
         self.condition_kinds: dict[str, int] = manifest["conditions"]
         self.prompt = PsalmPrompt(bundle.file(tokens["tokenizer"]), manifest["prompt"], tokens)
         self.table = TokenTable(bundle.file(table["file"]), table["dtype"], table["shape"])

@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import tokenizers
 from numpy.typing import NDArray
 
 from pixelrt.errors import InputError
+from pixelrt.prompt import read_tokenizer
 
 IMAGE, MASKS, CONDITIONS = "<image>", "<seg>", "{conditions}"
 REGION = -203  # in ids: a region's vector stands here
@@ -59,7 +59,7 @@ class PsalmPrompt:
     """Templates and tokenizer of a bundle. `head`: ids before the image, the same in every prompt."""
 
     def __init__(self, tokenizer: Path, prompt: dict[str, Any], tokens: dict[str, Any]) -> None:
-        self.tokenizer = tokenizers.Tokenizer.from_file(str(tokenizer))
+        self.tokenizer = read_tokenizer(tokenizer)
         self.background: str = prompt["background"]
         self._prompt = prompt
         first, count = tokens["mask_tokens"]["first"], tokens["mask_tokens"]["count"]

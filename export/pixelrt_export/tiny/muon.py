@@ -22,7 +22,10 @@ def orthogonalised(matrices: Tensor, steps: int = 4) -> Tensor:
 
 
 class Muon(torch.optim.Optimizer):
-    """For hidden 2-D weights; steps are scaled by 0.2 sqrt(max(r, c)): AdamW's learning rates carry over."""
+    """For hidden weights, convolutions among them (as outputs x rest).
+
+    Steps are scaled by 0.2 sqrt(max(r, c)): AdamW's learning rates carry over.
+    """
 
     def __init__(self, params: list[Tensor], lr: float, momentum: float = 0.95, weight_decay: float = 0.05):
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
@@ -35,9 +38,10 @@ class Muon(torch.optim.Optimizer):
                 if p.grad is not None:
                     mean = self.state[p].setdefault("mean", torch.zeros_like(p))
                     mean.lerp_(p.grad, 1 - group["momentum"])
-                    same_shape[tuple(p.shape)].append((p, p.grad.lerp(mean, group["momentum"])))
+                    update = p.grad.lerp(mean, group["momentum"]).flatten(1)
+                    same_shape[tuple(update.shape)].append((p, update))
             for shape, pairs in same_shape.items():
                 steps = orthogonalised(torch.stack([update for _, update in pairs]))
                 for (p, _), step in zip(pairs, steps, strict=True):
                     p.mul_(1 - group["lr"] * group["weight_decay"])
-                    p.add_(step, alpha=-group["lr"] * 0.2 * max(shape) ** 0.5)
+                    p.add_(step.view_as(p), alpha=-group["lr"] * 0.2 * max(shape) ** 0.5)

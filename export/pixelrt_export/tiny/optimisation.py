@@ -52,15 +52,12 @@ def optimisers(trained: Trained, rate: float) -> list[torch.optim.Optimizer]:
     return [Muon(muon, lr=rate), torch.optim.AdamW(rest, lr=rate, betas=(0.9, 0.98), weight_decay=0.01)]
 
 
-def learning_rate(progress: float) -> float:
+def learning_rate(progress: float, encoder_share: float = ENCODER_SHARE) -> float:
     """Factor: linear warm-up over 4 %, then a half cosine to 0; each stage has its own."""
-    stage, share = (
-        (progress, ENCODER_SHARE)
-        if progress < ENCODER_SHARE
-        else (progress - ENCODER_SHARE, 1 - ENCODER_SHARE)
-    )
+    first = progress < encoder_share
+    stage, share = (progress, encoder_share) if first else (progress - encoder_share, 1 - encoder_share)
     at = min(1.0, stage / share)
-    floor = 0.3 if progress < ENCODER_SHARE else 0.0  # the encoder goes on learning
+    floor = 0.3 if first else 0.0  # the encoder goes on learning
     return min(1.0, at / 0.04 + 0.02) * (floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * at)))
 
 

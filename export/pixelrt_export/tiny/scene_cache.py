@@ -15,12 +15,6 @@ from pixelrt_export.tiny.scenes import COLOURS, LONG_SIDE, SHAPES, TEXTURES, Thi
 
 MOST = 5  # objects in a scene
 FIELDS = 7  # shape, colour, texture (from 1; 0 absent), x, y, radius, turn
-ARRAYS = {
-    "images": (np.uint8, (LONG_SIDE, LONG_SIDE, 3)),
-    "labels": (np.uint8, (LONG_SIDE, LONG_SIDE)),
-    "sizes": (np.int16, (2,)),
-    "tables": (np.float32, (MOST, FIELDS)),
-}
 
 
 @dataclass
@@ -49,17 +43,27 @@ def _thing(row: np.ndarray, label: int) -> Thing:
     return Thing(SHAPES[shape], list(COLOURS)[colour], TEXTURES[texture], *map(float, row[3:]), label=label)
 
 
-def _arrays(folder: Path, count: int, mode: str) -> dict[str, np.memmap]:
+def _arrays(folder: Path, count: int, side: int, mode: str) -> dict[str, np.memmap]:
+    kinds = {
+        "images": (np.uint8, (side, side, 3)),
+        "labels": (np.uint8, (side, side)),
+        "sizes": (np.int16, (2,)),
+        "tables": (np.float32, (MOST, FIELDS)),
+    }
     return {
-        name: np.memmap(folder / f"{name}_{count}.bin", dtype, mode, shape=(count, *shape))
-        for name, (dtype, shape) in ARRAYS.items()
+        name: np.memmap(folder / f"{name}_{_key(count, side)}.bin", dtype, mode, shape=(count, *shape))
+        for name, (dtype, shape) in kinds.items()
     }
 
 
-def _draw_share(folder: Path, count: int, share: range) -> None:
-    arrays = _arrays(folder, count, "r+")
+def _key(count: int, side: int) -> str:
+    return f"{count}" if side == LONG_SIDE else f"{count}_{side}"
+
+
+def _draw_share(folder: Path, count: int, side: int, share: range) -> None:
+    arrays = _arrays(folder, count, side, "r+")
     for seed in share:
-        drawn = scene(seed)
+        drawn = scene(seed, side)
         height, width = drawn.labels.shape
         arrays["images"][seed, :height, :width] = drawn.image
         arrays["labels"][seed, :height, :width] = drawn.labels
@@ -68,15 +72,18 @@ def _draw_share(folder: Path, count: int, share: range) -> None:
             arrays["tables"][seed, thing.label - 1] = _row(thing)
 
 
-def drawn_scenes(folder: Path, count: int, processes: int = 2) -> dict[str, np.memmap]:
-    """Scenes of the seeds 0..count-1, drawn on the first call (about 3 ms each) and mapped on later ones."""
-    done = folder / f"done_{count}"
+def drawn_scenes(folder: Path, count: int, processes: int = 2, side: int = LONG_SIDE) -> dict[str, np.memmap]:
+    """Scenes of the seeds 0..count-1, drawn on the first call (about 3 ms each) and mapped on later ones.
+
+    side: the longer one of each, in pixels.
+    """
+    done = folder / f"done_{_key(count, side)}"
     if not done.exists():
         folder.mkdir(parents=True, exist_ok=True)
-        _arrays(folder, count, "w+")
+        _arrays(folder, count, side, "w+")
         workers = [
             multiprocessing.get_context("spawn").Process(
-                target=_draw_share, args=(folder, count, range(i, count, processes))
+                target=_draw_share, args=(folder, count, side, range(i, count, processes))
             )
             for i in range(processes)
         ]
@@ -87,7 +94,7 @@ def drawn_scenes(folder: Path, count: int, processes: int = 2) -> dict[str, np.m
             if worker.exitcode:
                 raise RuntimeError(f"drawing scenes into {folder} failed with exit code {worker.exitcode}")
         done.touch()
-    return _arrays(folder, count, "r")
+    return _arrays(folder, count, side, "r")
 
 
 def _mirrored(image: np.ndarray, labels: np.ndarray, table: np.ndarray, width: int) -> tuple[np.ndarray, ...]:
@@ -98,8 +105,10 @@ def _mirrored(image: np.ndarray, labels: np.ndarray, table: np.ndarray, width: i
     return image, labels, table
 
 
-def draw_batch(arrays: dict[str, np.memmap], count: int, rng: np.random.Generator) -> Batch:
-    """`count` random scenes, each mirrored half of the time."""
+def draw_batch(
+    arrays: dict[str, np.memmap], count: int, rng: np.random.Generator, fill: np.ndarray | float = 0.0
+) -> Batch:
+    """`count` random scenes, each mirrored half of the time. fill: of the padding, after normalisation."""
     images, labels, tables, fitted, things = [], [], [], [], []
     for index in rng.integers(len(arrays["images"]), size=count):
         image, label, table = (np.asarray(arrays[name][index]) for name in ("images", "labels", "tables"))
@@ -107,7 +116,7 @@ def draw_batch(arrays: dict[str, np.memmap], count: int, rng: np.random.Generato
         if rng.random() < 0.5:
             image, label, table = _mirrored(image, label, table, width)
         pixels = (image.astype(np.float32) - MEAN) / STD
-        pixels[height:], pixels[:, width:] = 0, 0
+        pixels[height:], pixels[:, width:] = fill, fill
         images.append(pixels)
         labels.append(label)
         tables.append(table)

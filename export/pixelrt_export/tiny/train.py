@@ -52,19 +52,29 @@ class Settings:
 
 
 class Run:
-    """One process of a training run."""
+    """One process of a training run. Another model's run overrides `build`, `loss` and `write`."""
 
-    def __init__(self, settings: Settings, rank: int, tokenizer: Tokenizer):
-        self.s, self.rank, self.tokenizer = settings, rank, tokenizer
-        self.out = Path(settings.out)
+    encoder_share = ENCODER_SHARE  # of the time, in which the encoder is trained alone
+
+    def __init__(self, settings: Settings, rank: int):
+        self.s, self.rank, self.out = settings, rank, Path(settings.out)
         torch.manual_seed(settings.seed)
-        self.trained = Trained(tokenizer)
-        self.optimisers = optimisers(self.trained, settings.rate)
-        self.packer = Packer(tokenizer, self.trained.net.sizes.token_grid**2)
-        self.scenes = drawn_scenes(Path(settings.cache), settings.scenes)
+        self.build()
         self.step, self.spent_s, self.started = 0, 0.0, time.monotonic()  # spent: before this start
         if (self.out / "state.pt").exists():
             self.resume()
+
+    def build(self) -> None:
+        """What is trained (`net` and `crutches`), its optimisers, its data."""
+        self.tokenizer = Tokenizer((self.out / "tokenizer.model").read_bytes())
+        self.trained = Trained(self.tokenizer)
+        self.optimisers = optimisers(self.trained, self.s.rate)
+        self.packer = Packer(self.tokenizer, self.trained.net.sizes.token_grid**2)
+        self.scenes = drawn_scenes(Path(self.s.cache), self.s.scenes)
+        self.extra_state = {"tokenizer": self.tokenizer.pieces.serialized_model_proto()}
+
+    def write(self) -> None:
+        save_checkpoint(self.trained.net, self.tokenizer, self.out / "checkpoint")
 
     def state(self) -> dict:
         return {
@@ -73,7 +83,7 @@ class Run:
             "optimisers": [o.state_dict() for o in self.optimisers],
             "step": self.step,
             "spent_s": self.spent_s + time.monotonic() - self.started,
-            "tokenizer": self.tokenizer.pieces.serialized_model_proto(),
+            **self.extra_state,
         }
 
     def resume(self) -> None:
@@ -94,12 +104,12 @@ class Run:
         rng = np.random.default_rng([s.seed, self.rank, self.step])
         torch.manual_seed(int(rng.integers(2**31)))
         images = s.images // s.processes
-        if progress < ENCODER_SHARE:
+        if progress < self.encoder_share:
             batch = draw_batch(self.scenes, 2 * images, rng)
             features = net.encode(batch.pixels, batch.fitted)
             loss = encoder_loss(net, crutches, batch, features.deep, features.shallow)
             return loss, {"dense": loss.detach()}
-        joint = (progress - ENCODER_SHARE) / (1 - ENCODER_SHARE)
+        joint = (progress - self.encoder_share) / (1 - self.encoder_share)
         return joint_loss(
             net,
             crutches,
@@ -116,10 +126,12 @@ class Run:
         for optimiser in self.optimisers:
             optimiser.zero_grad(set_to_none=True)
             for group in optimiser.param_groups:
-                group["lr"] = self.s.rate * learning_rate(progress)
+                group["lr"] = (
+                    self.s.rate * learning_rate(progress, self.encoder_share) * group.get("scale", 1.0)
+                )
         loss, figures = self.loss(progress)
         loss.backward()
-        params = list(self.trained.live(joint=progress >= ENCODER_SHARE).values())
+        params = list(self.trained.live(joint=progress >= self.encoder_share).values())
         mean = averaged(params, torch.stack([loss.detach(), *figures.values()]), self.s.processes)
         norm = nn.utils.clip_grad_norm_(params, 1.0)
         for optimiser in self.optimisers:
@@ -148,14 +160,14 @@ class Run:
                 saved = time.monotonic()
         if self.rank == 0:
             self.save()
-            save_checkpoint(self.trained.net, self.tokenizer, self.out / "checkpoint")
+            self.write()
             print(f"done: {self.step} steps, {self.out / 'checkpoint'}", flush=True)
 
     def report(self, progress: float, figures: dict[str, float]) -> None:
         line = {
             "step": self.step,
             "progress": round(progress, 4),
-            "rate": self.s.rate * learning_rate(progress),
+            "rate": self.s.rate * learning_rate(progress, self.encoder_share),
             **{name: round(value, 4) for name, value in figures.items()},
         }
         with open(self.out / "log.jsonl", "a") as log:
@@ -168,16 +180,24 @@ class Run:
         )
 
 
-def process(rank: int, settings: Settings, tokenizer_model: bytes) -> None:
+def process(rank: int, run: type[Run], settings: Settings) -> None:
     torch.set_num_threads(settings.threads)
     torch.set_default_device(settings.device)
     if settings.processes > 1:
         torch.distributed.init_process_group(
             "gloo", init_method=f"tcp://127.0.0.1:{settings.port}", rank=rank, world_size=settings.processes
         )
-    Run(settings, rank, Tokenizer(tokenizer_model)).train()
+    run(settings, rank).train()
     if settings.processes > 1:
         torch.distributed.destroy_process_group()
+
+
+def start(run: type[Run], settings: Settings) -> None:
+    """All processes of a run, this one among them where it is the only one."""
+    if settings.processes == 1:
+        process(0, run, settings)
+    else:
+        torch.multiprocessing.spawn(process, (run, settings), nprocs=settings.processes)
 
 
 def train(settings: Settings) -> None:
@@ -187,20 +207,18 @@ def train(settings: Settings) -> None:
     if not model.exists():
         model.write_bytes(train_model(scenes=min(1500, settings.scenes)))
     drawn_scenes(Path(settings.cache), settings.scenes)
-    if settings.processes == 1:
-        process(0, settings, model.read_bytes())
-    else:
-        torch.multiprocessing.spawn(process, (settings, model.read_bytes()), nprocs=settings.processes)
+    start(Run, settings)
 
 
-def parsed() -> Settings:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def parsed(kind: type[Settings], about: str, smoke: dict) -> Settings:
+    """Settings from the command line. smoke: what `--smoke` sets."""
+    parser = argparse.ArgumentParser(description=about.splitlines()[0])
     parser.add_argument("--out", required=True, help="folder for the state, the log and the checkpoint")
     parser.add_argument("--cache", help="folder for the drawn scenes (default: OUT/scenes)")
     parser.add_argument(
         "--smoke", action="store_true", help="under 60 s: few scenes, small steps, not a useful model"
     )
-    for field in fields(Settings)[2:]:
+    for field in fields(kind)[2:]:
         flag = "--" + field.name.replace("_", "-")
         parser.add_argument(flag, type=type(field.default), default=field.default)
     given = vars(parser.parse_args())
@@ -208,9 +226,11 @@ def parsed() -> Settings:
         given["processes"] = 1  # the processes split the work between CPU cores
     given["cache"] = given["cache"] or str(Path(given["out"]) / "scenes")
     if given.pop("smoke"):
-        given |= {"minutes": 0.3, "scenes": 64, "images": 2, "questions": 2, "most_masks": 4, "processes": 1}
-    return Settings(**given)
+        given |= smoke
+    return kind(**given)
 
+
+SMOKE = {"minutes": 0.3, "scenes": 64, "images": 2, "questions": 2, "most_masks": 4, "processes": 1}
 
 if __name__ == "__main__":
-    train(parsed())
+    train(parsed(Settings, __doc__, SMOKE))

@@ -1,0 +1,102 @@
+"""What the small PSALM is asked about a scene, and how its answers are scored."""
+
+from __future__ import annotations
+
+import random
+
+import numpy as np
+import pytest
+
+pytest.importorskip("torch", reason="needs the train extra")
+pytest.importorskip("skimage", reason="needs the train extra")
+
+from pixelrt_export.tiny import psalm_evaluate as evaluate
+from pixelrt_export.tiny import psalm_prompts as prompts
+from pixelrt_export.tiny.psalm_checkpoint import SIDE
+from pixelrt_export.tiny.scenes import COLOURS, Thing, scene
+
+
+def test_class_lists_name_what_they_answer() -> None:
+    rng, kinds = random.Random(0), set()
+    for seed in range(60):
+        things = scene(seed, SIDE).things
+        for _ in range(4):
+            asked = prompts.classes(things, rng)
+            assert asked.texts[-1] == "background" and len({*asked.texts}) == len(asked.texts)
+            listed = {*asked.texts[:-1]}
+            for thing in things:
+                fits = listed & {thing.name, thing.shape, f"{thing.colour} shape"}
+                assert {asked.texts[k] for k in asked.answers.get(thing.label, ())} == fits
+            kinds.add(len(listed))
+    assert {30, 5, 6} <= kinds
+
+
+def test_sentences_mean_what_they_say() -> None:
+    found = dict.fromkeys(prompts.EXPRESSIONS, 0)
+    for seed in range(150):
+        things = scene(seed, SIDE).things
+        for kind, said in prompts.expressions(things).items():
+            for text, meant in said:
+                found[kind] += 1
+                fitting = [t for t in things if fits(t, text)]
+                if kind == "side":
+                    fitting = fitting[:1] if text.endswith("left") else fitting[1:]
+                if kind == "size":
+                    fitting.sort(key=lambda t: t.radius)
+                    fitting = fitting[-1:] if "largest" in text else fitting[:1]
+                assert sorted(t.label for t in meant) == sorted(t.label for t in fitting), text
+                assert len(meant) == {"none": 0}.get(kind, 1) or (kind == "several" and len(meant) > 1)
+    assert min(found.values()) > 10
+
+
+def fits(thing: Thing, text: str) -> bool:
+    """Every word of the text is true of the thing."""
+    text = text.split(" on the ")[0].replace("largest ", "").replace("smallest ", "")
+    words = [w.replace("crosses", "cross") for w in text.split()[1:]]
+    words = [w if w == "cross" else w.removesuffix("s") for w in words]
+    return all(w in ("shape", thing.colour, thing.shape, thing.texture) for w in words)
+
+
+def test_a_drawn_sentence_is_one_of_them() -> None:
+    rng = random.Random(3)
+    for seed in range(40):
+        things = scene(seed, SIDE).things
+        asked = prompts.sentence(things, rng)
+        said = {text: meant for each in prompts.expressions(things).values() for text, meant in each}
+        text = asked.texts[0]
+        meant = said[text if text.startswith("the ") else f"the {text}"]
+        assert set(asked.answers) == {t.label for t in meant}
+    assert prompts.plural_of("red cross") == "red crosses"
+    assert len(prompts.NAMES) == 5 * len(COLOURS)
+
+
+def test_marks_touch_what_they_mark() -> None:
+    rng = random.Random(0)
+    for seed in range(20):
+        drawn = scene(seed, SIDE)
+        asked = prompts.regions(drawn.things, drawn.labels, rng)
+        assert 1 <= len(asked.regions) <= 4
+        assert sorted(k for numbers in asked.answers.values() for k in numbers) == [
+            *range(len(asked.regions))
+        ]
+        for thing in drawn.things:
+            inside = drawn.mask(thing)
+            marks = {kind: prompts.mark(inside, kind, rng) for kind in prompts.MARKS}
+            assert (marks["mask"] == inside).all() and (marks["box"] | ~inside).all()
+            assert (marks["point"] & inside).any() and marks["point"].sum() <= 317
+            assert (marks["scribble"] & inside).any()
+
+
+def test_panoptic_quality_by_hand() -> None:
+    masks = np.zeros((3, 10, 10), bool)
+    masks[0, :4], masks[1, 4:8, :5], masks[2, 8:] = True, True, True
+    truth = {1: (0, masks[0]), 2: (1, masks[1]), 3: (1, masks[2])}
+    table = evaluate.counts(truth, [(0, masks[0]), (1, masks[1]), (1, masks[2])])
+    assert evaluate.quality(table) == (1, 1, 1)
+    half = masks[0].copy()
+    half[3] = False  # IoU 0.75; the second has another's class, the third is missed
+    table = evaluate.counts(truth, [(0, half), (2, masks[1])])
+    np.testing.assert_allclose(table[:3], [[0.75, 1, 0, 0], [0, 0, 0, 2], [0, 0, 1, 0]])
+    np.testing.assert_allclose(evaluate.quality(table), (0.25, 0.25, 1 / 3))
+    twice = evaluate.counts({1: (0, masks[0])}, [(0, half), (0, masks[0] & ~half)])
+    np.testing.assert_allclose(twice[0], [0.75, 1, 1, 0])

@@ -17,11 +17,11 @@ SEED_BASE = 950_000_000  # training draws from 0, the evaluation from 900,000,00
 LONG_SIDE = 280  # px; twice what the small model sees, and less than 150 kB as PNG
 # Seed above SEED_BASE -> a question that fits what is in the scene; chosen by looking at them.
 SAMPLES = {
-    5961: "Segment the red circle and the blue star.",
+    7517: "Segment the red circle and the blue star.",
     38: "Segment the striped shapes.",
     19: "Where is the green circle? Please respond with segmentation mask.",  # there is none
     35: "Show me the purple square and the yellow cross.",
-    7: "Find the dotted shapes in the image.",
+    1462: "Find the dotted shapes in the image.",
     16: "Segment the yellow triangle.",  # there are several
     20: "Could you outline the blue circle for me?",
     36: "Please segment the green circle and the yellow cross.",

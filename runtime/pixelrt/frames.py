@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from pixelrt.errors import InputError, MissingExtra
 from pixelrt.image import Rgb, open_image
 
@@ -54,7 +56,7 @@ def _from_video(file: Path) -> Iterator[tuple[str, Rgb]]:
         with container:
             try:
                 for number, frame in enumerate(container.decode(stream)):
-                    yield f"{number:05d}", frame.to_ndarray(format="rgb24")
+                    yield f"{number:05d}", np.asarray(frame.to_ndarray(format="rgb24"), np.uint8)
             except av.FFmpegError as error:
                 raise InputError(f"{file} is damaged ({error}). Save it again.") from None
 

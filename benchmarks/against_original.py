@@ -22,7 +22,6 @@ import numpy as np
 import onnxruntime
 import pixelrt
 import torch
-from pixelrt.image import ImageSpec
 from pixelrt_export.checkpoint import Checkpoint
 from pixelrt_export.export import export_bundle
 from pixelrt_export.reference.generate import Reference
@@ -73,7 +72,6 @@ def main() -> None:
 
 
 def compare(seg: pixelrt.Segmenter, checkpoint: Path, tokens: int, rounds: int) -> dict:
-    assert ImageSpec.from_dict(seg.bundle.manifest["image"])
     reference = load_reference(checkpoint, list(seg.codebook.ids))
     ids, rgb = seg.prompt(QUESTION).input_ids(), picture(480, 640)
 

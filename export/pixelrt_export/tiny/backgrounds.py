@@ -13,14 +13,11 @@ from PIL import Image
 TRAINED = (
     "astronaut.png",
     "chelsea.png",
-    "rocket.jpg",
     "hubble_deep_field.jpg",
     "retina.jpg",
-    "motorcycle_left.png",
     "brick.png",
     "gravel.png",
     "camera.png",
-    "moon.png",
     "coins.png",
     "cell.png",
 )

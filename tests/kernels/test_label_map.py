@@ -15,6 +15,7 @@ from pixelrt_kernels.upsample_mask import (
     labels,
     upsample_mask,
 )
+from pixelrt_kernels.upsample_mask.probability import probability
 
 # low-res (h, w), square, content (h', w'), original (H, W)
 SIZES = [
@@ -80,7 +81,7 @@ def test_label_map(low: tuple, square: int, content: tuple, original: tuple, mon
     scores = np.array([0.9, 0.95, 0.81, 0.99, 0.95], np.float32)
     low_res[4] = low_res[1]  # equal products: the first owns
     got = label_map(low_res, scores, square, content, original)
-    p = chain.probability(whole(low_res, square, content, original))
+    p = probability(whole(low_res, square, content, original))
     owner = (scores[:, None, None] * p).argmax(0)
     on = np.take_along_axis(p, owner[None], 0)[0] >= 0.5
     assert np.array_equal(got.owner, np.where(on, owner, -1)) and got.owner.dtype == np.int16
@@ -116,10 +117,10 @@ def test_class_bands(
     assert [part.start for part, _ in parts[1:]] == [part.stop for part, _ in parts[:-1]]
     got = np.concatenate([values for _, values in parts], axis=1)
     if order == "logits":
-        p = chain.probability(whole(low_res, square, content, original))
+        p = probability(whole(low_res, square, content, original))
         wanted = np.einsum("nc,nyx->cyx", weights, p)
     else:
-        p = chain.probability(whole(low_res, square, content, content))
+        p = probability(whole(low_res, square, content, content))
         wanted = whole(np.einsum("nc,nyx->cyx", weights, p), max(content), content, original)
         step = chain.Chain.of(p, max(content), content, original)
         wanted = np.stack(

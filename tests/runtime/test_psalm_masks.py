@@ -13,7 +13,7 @@ from pixelrt.families import psalm_masks as post
 from pixelrt.families.psalm_masks import Enlarged, Sizes, ranked
 from pixelrt.families.psalm_video import tracked
 from pixelrt.queries import Classes, Refer
-from pixelrt_kernels.upsample_mask.chain import probability
+from pixelrt_kernels.upsample_mask.probability import probability
 
 Case = Callable[[str], dict[str, Any]]
 GOLDEN = toy.golden()

@@ -9,9 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-import numpy as np
-
-from pixelrt_kernels.upsample_mask.reference import Floats, Taps, _check, mix, taps
+from pixelrt_kernels.upsample_mask.probability import Floats
+from pixelrt_kernels.upsample_mask.reference import Taps, _check, mix, taps
 
 
 @dataclass(frozen=True)
@@ -58,12 +57,6 @@ class Chain:
     def source_rows(self, part: slice) -> slice:
         """Rows of the content that rows `part` of the output are made of."""
         return _shifted(self.to_original[0], part)[1]
-
-
-def probability(logits: Floats) -> Floats:
-    """1 / (1 + exp(-x)) in float32, of any sign."""
-    with np.errstate(over="ignore"):  # exp gives inf and the quotient 0, as it should be
-        return np.asarray(np.float32(1) / (np.float32(1) + np.exp(-logits)), np.float32)
 
 
 def _resized(plane: Floats, along: tuple[Taps, Taps], part: slice) -> Floats:

@@ -17,8 +17,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from pixelrt_kernels.upsample_mask.chain import Chain, probability
-from pixelrt_kernels.upsample_mask.reference import Floats
+from pixelrt_kernels.upsample_mask.chain import Chain
+from pixelrt_kernels.upsample_mask.probability import Floats, probability
 
 ORDERS = ("logits", "probabilities")
 BAND_VALUES = 1 << 22  # of all masks, or all classes, in one band: 16 MiB of float32

@@ -1,6 +1,6 @@
 """Which of N masks owns each pixel, and the areas that overlap rules ask for     (numpy, the specification)
 
-    p[n, y, x]  = sigmoid(out[n, y, x])                      out: chain.py
+    p[n, y, x]  = probability(out[n, y, x])                  out: chain.py
     owner[y, x] = arg max over n of score[n] * p[n, y, x]    the first of equals
     won[n]      = pixels that n owns
     whole[n]    = pixels with p[n] >= 0.5
@@ -17,8 +17,9 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from pixelrt_kernels.upsample_mask.chain import Chain, probability
-from pixelrt_kernels.upsample_mask.reference import BAND_PIXELS, Floats
+from pixelrt_kernels.upsample_mask.chain import Chain
+from pixelrt_kernels.upsample_mask.probability import Floats, probability
+from pixelrt_kernels.upsample_mask.reference import BAND_PIXELS
 
 
 class Owners(NamedTuple):

@@ -23,9 +23,9 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-BAND_PIXELS = 1 << 19  # of output held as float at once: 2 MiB of float32, 4 MiB while a sum is fused
+from pixelrt_kernels.upsample_mask.probability import Floats, probability
 
-Floats = NDArray[np.float32]
+BAND_PIXELS = 1 << 19  # of output held as float at once: 2 MiB of float32, 4 MiB while a sum is fused
 
 
 class Taps(NamedTuple):
@@ -65,7 +65,7 @@ def upsample_mask(
             shifted = Taps(rows.low[part] - first, rows.high[part] - first, rows.keep[part], rows.t[part])
             band = mix(mix(logits[first:last], columns, axis=1), shifted, axis=0)
             positive = np.greater(band, 0, out=masks[index, part])
-            total += float(sigmoid(band[positive]).sum(dtype=np.float64))
+            total += float(probability(band[positive]).sum(dtype=np.float64))
         scores[index] = total / (int(masks[index].sum()) + 1e-6)
         boxes[index] = box_of(masks[index])
     return masks, scores, boxes
@@ -90,11 +90,6 @@ def mix(source: Floats, along: Taps, axis: int) -> Floats:
     near *= along.keep[column]
     near += far
     return near.astype(np.float32)
-
-
-def sigmoid(x: Floats) -> Floats:
-    """1 / (1 + exp(-x)) in float32, for x > 0 (there exp cannot overflow)."""
-    return np.asarray(np.float32(1) / (np.float32(1) + np.exp(-x)), np.float32)
 
 
 def box_of(mask: NDArray[np.bool_]) -> tuple[int, int, int, int]:

@@ -14,7 +14,7 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 from pixelrt_kernels.upsample_mask import class_bands, class_map, label_map, upsample_mask
-from pixelrt_kernels.upsample_mask.chain import probability
+from pixelrt_kernels.upsample_mask.probability import probability
 from pixelrt_kernels.upsample_mask.reference import box_of
 
 from pixelrt.coco import Category

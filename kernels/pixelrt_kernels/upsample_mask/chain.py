@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from pixelrt_kernels.upsample_mask.probability import Floats
-from pixelrt_kernels.upsample_mask.reference import Taps, _check, mix, taps
+from pixelrt_kernels.upsample_mask.reference import Taps, check, mix, taps
 
 
 @dataclass(frozen=True)
@@ -23,9 +23,9 @@ class Chain:
     @classmethod
     def of(cls, low_res: Floats, square: int, content: tuple[int, int], original: tuple[int, int]) -> Chain:
         """low_res (N, h, w). Raises ValueError as `upsample_mask` does."""
-        _check(low_res, square, content, original)
+        check(low_res, square, content, original)
         rows, columns = (taps(low_res.shape[axis + 1], square) for axis in (0, 1))
-        square_taps = _shifted(rows, slice(0, content[0]))[0], _shifted(columns, slice(0, content[1]))[0]
+        square_taps = (_first(rows, content[0]), _first(columns, content[1]))
         return cls(square_taps, (taps(content[0], original[0]), taps(content[1], original[1])))
 
     @property
@@ -69,3 +69,7 @@ def _shifted(along: Taps, part: slice) -> tuple[Taps, slice]:
     low, high = along.low[part], along.high[part]
     first, last = int(low[0]), int(high[-1]) + 1
     return Taps(low - first, high - first, along.keep[part], along.t[part]), slice(first, last)
+
+
+def _first(along: Taps, count: int) -> Taps:
+    return Taps(along.low[:count], along.high[:count], along.keep[:count], along.t[:count])

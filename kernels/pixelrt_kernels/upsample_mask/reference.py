@@ -47,7 +47,7 @@ def upsample_mask(
     Raises:
         ValueError: `low_res` is not (N, h, w), a size is below 1, or the content is larger than the square.
     """
-    _check(low_res, square, content, original)
+    check(low_res, square, content, original)
     height, width = original
     masks = np.zeros((len(low_res), height, width), np.bool_)
     scores = np.zeros(len(low_res), np.float32)
@@ -98,7 +98,8 @@ def box_of(mask: NDArray[np.bool_]) -> tuple[int, int, int, int]:
     return (int(xs[0]), int(ys[0]), int(xs[-1]) + 1, int(ys[-1]) + 1) if len(ys) else (0, 0, 0, 0)
 
 
-def _check(low_res: Floats, square: int, content: tuple[int, int], original: tuple[int, int]) -> None:
+def check(low_res: Floats, square: int, content: tuple[int, int], original: tuple[int, int]) -> None:
+    """Raises ValueError as `upsample_mask` does."""
     if low_res.ndim != 3 or 0 in low_res.shape[1:]:
         raise ValueError(f"low_res must be (N, h, w) with h, w >= 1, got shape {low_res.shape}")
     if min(square, *content, *original) < 1 or max(content) > square:

@@ -1,6 +1,6 @@
 """Build the host library, and the GPU code where nvcc is at hand.
 
-    python -m pixelrt_kernels.build [--host | --device] [--folder FOLDER]
+    python -m pixelrt_kernels.build [--host | --device] [--folder FOLDER] [--quiet]
 
 CXX and NVCC name the compilers (default: the first of c++, g++, clang++; nvcc). Options are in host.flags and
 device.flags. Files are written beside their place and renamed. Exit code 1: nothing could be built.
@@ -87,12 +87,14 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--folder", type=Path, help="where to write (default: in the package, or the user's cache)"
     )
+    parser.add_argument("--quiet", action="store_true", help="say nothing of what is up to date")
     asked = parser.parse_args(arguments)
     done = 0
     for kind in asked.kinds or [HOST, DEVICE]:
         there = find(kind) if asked.folder is None else None
         if there is not None:
-            print(f"{there}: up to date")
+            if not asked.quiet:
+                print(f"{there}: up to date")
             done += 1
             continue
         began = time.monotonic()

@@ -13,9 +13,10 @@ import platform
 import warnings
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from numpy.typing import NDArray
+if TYPE_CHECKING:  # building needs no numpy
+    from numpy.typing import NDArray
 
 HERE = Path(__file__).resolve().parent
 HOST, DEVICE = "host", "device"
@@ -28,11 +29,10 @@ BUILD_COMMAND = "python -m pixelrt_kernels.build"
 
 def source_hash(kind: str) -> str:
     """64 hexadecimal digits over names and bytes of all sources of HOST or DEVICE. CMakeLists.txt computes the same."""
-    files = sorted(path for pattern in SOURCES[kind] for path in HERE.glob(pattern))
-    lines = (
-        f"{path.relative_to(HERE).as_posix()} {hashlib.sha256(path.read_bytes()).hexdigest()}\n"
-        for path in files
-    )
+    files = {
+        path.relative_to(HERE).as_posix(): path for pattern in SOURCES[kind] for path in HERE.glob(pattern)
+    }
+    lines = (f"{name} {hashlib.sha256(files[name].read_bytes()).hexdigest()}\n" for name in sorted(files))
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 

@@ -103,6 +103,23 @@ def test_label_map(host_library: HostLibrary, seed: int) -> None:
             assert np.array_equal(getattr(got, name), getattr(wanted, name)), (level, name, sizes)
 
 
+def test_label_map_to_the_last_bit(host_library: HostLibrary) -> None:
+    """Masks that differ by one rounding here and there: who owns a pixel hangs on the last bit of every step."""
+    rng = np.random.default_rng(5)
+    one = rng.normal(0, 1, (40, 40)).astype(np.float32)
+    several = [np.nextafter(one, rng.choice([-9, 9], one.shape).astype(np.float32)) for _ in range(5)]
+    faint = np.float32([0, -1e-9, -1e-7, -2e-7, -3e-7])[:, None, None] * np.ones_like(one)
+    for planes in (np.stack(several), np.stack([one, *faint]), faint):
+        scores = np.full(len(planes), 0.9, np.float32)
+        sizes = (160, (121, 160), (150, 199))
+        wanted = labels.label_map(planes, scores, *sizes)
+        assert planes is faint or len(set(wanted.won)) > 1  # there is something to tell apart
+        for level in host_library.levels:
+            got = host.label_map(host_library, planes, scores, *sizes, level=level)
+            for name in wanted._fields:
+                assert np.array_equal(getattr(got, name), getattr(wanted, name)), (level, name)
+
+
 @pytest.mark.parametrize(
     "call",
     [

@@ -38,7 +38,20 @@ def command(kind: str, program: str, out: Path) -> list[str]:
             "-o",
             str(out),
         ]
-    return [program, "--options-file", "device.flags", "device.cu", "-o", str(out)]
+    return [program, *device_options(program), "device.cu", "-o", str(out)]
+
+
+def device_options(program: str) -> list[str]:
+    """device.flags without the GPUs that this nvcc does not know: that of JetPack 6 is older than some of them."""
+    listed = subprocess.run(
+        [program, "--list-gpu-arch"], capture_output=True, text=True, check=False
+    ).stdout.split()
+    options = (HERE / "device.flags").read_text(encoding="utf-8").split()
+    return [
+        option
+        for option in options
+        if not option.startswith("-gencode") or option.split("=")[2].split(",")[0] in listed
+    ]
 
 
 def build(kind: str, folder: Path) -> Path:

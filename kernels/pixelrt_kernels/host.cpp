@@ -15,13 +15,44 @@
 #include <immintrin.h>
 #endif
 
+#include "half.h"
 #include "upsample_mask/stream.h"
 
 namespace pixelrt {
 
+// Values are stored in float32 or float16: `half` says which.
+struct FuseCall {
+  const float* previous;  // (N, P)
+  const void *features, *dense;  // (P, C), (C,)
+  int64_t targets, positions, channels;
+  bool half;
+  void* out;  // (N, P, C)
+};
+
+struct CombineCall {
+  const float* const* scales;  // (N, h_l, w_l) each
+  const int32_t* sizes;        // (L, 2)
+  const float* weights;        // (L,)
+  int levels, height, width;
+  float* out;  // (N, height, width)
+};
+
+struct DeformCall {
+  const void* value;       // (B, N, M, d)
+  const int32_t* levels;   // (L, 3): h, w, start
+  const float* locations;  // (B, Q, M, L, P, 2)
+  const void* weights;     // (B, Q, M, L, P)
+  int64_t positions, queries, heads, width, level_count, points;
+  bool half;
+  void* out;  // (B, Q, M, d)
+};
+
 struct Level {
   Part (*mask_part)(const MaskCall&, int, int, Stream&);
   void (*label_part)(const LabelCall&, int, Stream&, LabelScratch&);
+  void (*fuse_position)(const FuseCall&, int64_t, float*);
+  void (*combine_row)(const CombineCall&, int64_t);
+  void (*deform_query)(const DeformCall&, int64_t, float*);
 };
 
 struct Reversal {
@@ -203,6 +234,54 @@ PRT_API int pixelrt_label_map(const float* low_res, const float* scores, int64_t
     for (int64_t n = 0; n < count; ++n) {
       won[n] += scratch.won[n], whole[n] += scratch.whole[n], kept[n] += scratch.kept[n];
     }
+  });
+} catch (const std::exception&) {
+  return 1;
+}
+
+// previous (N, P) float32, features (P, C), dense (C,), out (N, P, C): float32, or float16 where half is 1.
+PRT_API int pixelrt_fuse_scales(const float* previous, const void* features, const void* dense, int64_t targets,
+                                int64_t positions, int64_t channels, int64_t half, int64_t level, int64_t threads,
+                                void* out) try {
+  const FuseCall call = {previous, features, dense, targets, positions, channels, half != 0, out};
+  const Level& loops = level_of(level);
+  return on_threads(positions, threads, [&](auto next) {
+    std::vector<float> row((size_t)channels * 3);
+    for (int64_t item; (item = next()) >= 0;) loops.fuse_position(call, item, row.data());
+  });
+} catch (const std::exception&) {
+  return 1;
+}
+
+// masks: the scales one after the other, (N, h_l, w_l) each; sizes (L, 2), weights (L,), out (N, height, width).
+PRT_API int pixelrt_combine_scales(const float* masks, const int32_t* sizes, const float* weights, int64_t levels,
+                                   int64_t count, int64_t height, int64_t width, int64_t level, int64_t threads,
+                                   float* out) try {
+  std::vector<const float*> scales;
+  for (int64_t l = 0; l < levels; ++l) {
+    scales.push_back(masks);
+    masks += count * sizes[2 * l] * sizes[2 * l + 1];
+  }
+  const CombineCall call = {scales.data(), sizes, weights, (int)levels, (int)height, (int)width, out};
+  const Level& loops = level_of(level);
+  return on_threads(count * height, threads, [&](auto next) {
+    for (int64_t item; (item = next()) >= 0;) loops.combine_row(call, item);
+  });
+} catch (const std::exception&) {
+  return 1;
+}
+
+// Shapes as in DeformCall; value, weights and out float32, or float16 where half is 1.
+PRT_API int pixelrt_deform_attn(const void* value, const int32_t* levels, const float* locations, const void* weights,
+                                int64_t batch, int64_t positions, int64_t queries, int64_t heads, int64_t width,
+                                int64_t level_count, int64_t points, int64_t half, int64_t level, int64_t threads,
+                                void* out) try {
+  const DeformCall call = {value, levels, locations, weights, positions, queries, heads, width, level_count, points,
+                           half != 0, out};
+  const Level& loops = level_of(level);
+  return on_threads(batch * queries, threads, [&](auto next) {
+    std::vector<float> sum((size_t)width);
+    for (int64_t item; (item = next()) >= 0;) loops.deform_query(call, item, sum.data());
   });
 } catch (const std::exception&) {
   return 1;

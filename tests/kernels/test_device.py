@@ -81,11 +81,12 @@ LARGE_MASKS = [((128, 128), 448, (252, 448), (720, 1280)), ((256, 256), 1024, (5
 
 
 def planes(rng: np.random.Generator, low: tuple[int, int]) -> np.ndarray:
-    """Noise, mostly outside, a blob, nothing."""
+    """Noise, mostly outside, a blob, single pixels, nothing."""
     y, x = np.mgrid[: low[0], : low[1]]
     blob = rng.uniform(1, 20) - np.hypot(y - rng.uniform(0, low[0]), x - rng.uniform(0, low[1]))
     noise = rng.normal(0, 3, (2, *low)) - np.array([0, 6])[:, None, None]
-    return np.concatenate([noise, [blob, -np.ones(low)]]).astype(np.float32)
+    pixels = np.where(rng.random(low) < 0.01, 9, -1)
+    return np.concatenate([noise, [blob, pixels, -np.ones(low)]]).astype(np.float32)
 
 
 @pytest.mark.parametrize("case", [*MASKS, *LARGE_MASKS])
@@ -100,11 +101,20 @@ def test_upsample_bits(device: Any, rng: np.random.Generator, large: bool, case:
     assert np.array_equal(got_boxes, boxes)
 
 
+def test_single_pixels(device: Any) -> None:
+    """One pixel so far above the others that any share of it shows: no tile may be taken for empty that has some."""
+    low_res = np.where(np.eye(42).reshape(42, 6, 7), 1e6, -1).astype(np.float32)
+    for sizes in ((25, (25, 25), (97, 201)), (6, (6, 6), (65, 130))):
+        masks, _, boxes = reference.upsample_mask(low_res, *sizes)
+        bits, _, got_boxes = mask.upsample_bits(device, low_res, *sizes)
+        assert np.array_equal(bits, np.packbits(masks, axis=2)) and np.array_equal(got_boxes, boxes)
+
+
 @pytest.mark.parametrize("case", [*MASKS, LARGE_MASKS[0]])
 def test_label_map(device: Any, rng: np.random.Generator, large: bool, case: Any) -> None:
     if case in LARGE_MASKS and not large:
         pytest.skip("large shapes are for a GPU")
-    low_res = planes(rng, case[0])[[0, 1, 2, 0, 3]]  # equal ones: the first owns
+    low_res = planes(rng, case[0])[[0, 1, 2, 0, 3, 4]]  # equal ones: the first owns
     scores = rng.choice(np.float32([0.81, 0.9, 0.99]), len(low_res))
     scores[3] = scores[0]
     wanted = labels.label_map(low_res, scores, *case[1:])

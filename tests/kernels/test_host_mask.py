@@ -81,6 +81,13 @@ def test_all_in_the_padding(host_library: HostLibrary) -> None:
     assert_equal(host_library, planes, sizes)
 
 
+def test_single_pixels(host_library: HostLibrary) -> None:
+    """One pixel so far above the others that any share of it shows: no column may be taken for empty that has some."""
+    planes = np.where(np.eye(42).reshape(42, 6, 7), 1e6, -1).astype(np.float32)
+    for sizes in ((25, (25, 25), (197, 201)), (6, (6, 6), (65, 130))):
+        assert_equal(host_library, planes, sizes)
+
+
 def test_ties_and_what_is_no_number(host_library: HostLibrary) -> None:
     """Zero is outside; infinities and nan do as in the specification."""
     planes = np.zeros((5, 4, 4), np.float32)

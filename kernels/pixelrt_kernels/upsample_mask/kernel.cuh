@@ -264,7 +264,8 @@ extern "C" __global__ void __launch_bounds__(32)
   boxes[4 * n] = area ? x0 : 0, boxes[4 * n + 1] = area ? y0 : 0, boxes[4 * n + 2] = x1, boxes[4 * n + 3] = y1;
 }
 
-constexpr int LABEL_TILE_ROWS = 8, LABEL_WARPS = 4;  // a warp: 32 columns by 8 rows; a block: four side by side
+constexpr int LABEL_TILE_ROWS = 16, LABEL_WARPS = 4;  // a warp: 32 columns by 16 rows; a block: four side by side
+constexpr int INSIDE = 1 << 30;                        // beside an index: p was 0.5 or more
 
 // owner (H, W); counts (3, N): won, whole, kept, zeros on entry. Grid: tiles of columns, of rows; block
 // (32, LABEL_WARPS); shared memory: 3 * N ints.
@@ -274,6 +275,10 @@ extern "C" __global__ void __launch_bounds__(32 * LABEL_WARPS)
                       int* __restrict__ counts) {
   const Plane size = {h, w, square, content_h, content_w, height, width};
   __shared__ RowTaps taps[LABEL_TILE_ROWS];
+  // Of each pixel the best product so far and whose it is. Each thread has its own column of them: in registers the
+  // loop over rows would have to be unrolled, to more code than the instruction cache holds.
+  __shared__ float best[LABEL_TILE_ROWS][32 * LABEL_WARPS];
+  __shared__ int owner_of[LABEL_TILE_ROWS][32 * LABEL_WARPS];
   PRT_DYNAMIC_SHARED(int, counted);
   const int lane = threadIdx.x, thread = threadIdx.y * 32 + lane;
   const int x = (blockIdx.x * LABEL_WARPS + threadIdx.y) * 32 + lane, y0 = blockIdx.y * LABEL_TILE_ROWS;
@@ -283,32 +288,33 @@ extern "C" __global__ void __launch_bounds__(32 * LABEL_WARPS)
 
   Walk<1> walk;
   walk.column[0].begin(x, size);
-  float best[LABEL_TILE_ROWS], of_best[LABEL_TILE_ROWS];
-  int index[LABEL_TILE_ROWS];
-#pragma unroll
-  for (int r = 0; r < LABEL_TILE_ROWS; ++r) best[r] = -1.0f, of_best[r] = 0.0f, index[r] = 0;
+  for (int r = 0; r < LABEL_TILE_ROWS; ++r) best[r][thread] = -1.0f, owner_of[r][thread] = 0;
   for (int n = 0; n < count; ++n) {
     const float* plane = low_res + (size_t)n * h * w;
     const float score = __ldg(scores + n);
     walk.restart();
     int whole = 0;
-#pragma unroll
     for (int r = 0; r < LABEL_TILE_ROWS; ++r) {
       walk.reach(plane, size, taps[r]);
       const float p = probability(walk.value(0, taps[r].out)), product = p * score;
       const bool counts_here = x < width && y0 + r < height;
       whole += __popc(__ballot_sync(ALL, counts_here && p >= 0.5f));
-      if (product > best[r]) best[r] = product, of_best[r] = p, index[r] = n;
+      if (product > best[r][thread]) best[r][thread] = product, owner_of[r][thread] = p >= 0.5f ? n | INSIDE : n;
     }
     if (lane == 0 && whole) atomicAdd(&counted[count + n], whole);
   }
-#pragma unroll
   for (int r = 0; r < LABEL_TILE_ROWS; ++r) {
-    if (x >= width || y0 + r >= height) continue;
-    const bool on = of_best[r] >= 0.5f;
-    atomicAdd(&counted[index[r]], 1);
-    if (on) atomicAdd(&counted[2 * count + index[r]], 1);
-    owner[(size_t)(y0 + r) * width + x] = (short)(on ? index[r] : -1);
+    const bool here = x < width && y0 + r < height;
+    const int found = here ? owner_of[r][thread] : -1;
+    const unsigned alike = __match_any_sync(ALL, found);  // one adds for all lanes with the same owner
+    if (!here) continue;
+    const bool on = (found & INSIDE) != 0;
+    const int index = found & ~INSIDE;
+    if (lane == __ffs(alike) - 1) {
+      atomicAdd(&counted[index], __popc(alike));
+      if (on) atomicAdd(&counted[2 * count + index], __popc(alike));
+    }
+    owner[(size_t)(y0 + r) * width + x] = (short)(on ? index : -1);
   }
   __syncthreads();
   for (int i = thread; i < 3 * count; i += 32 * LABEL_WARPS)

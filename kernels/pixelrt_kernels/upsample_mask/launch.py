@@ -16,10 +16,10 @@ from pixelrt_kernels.upsample_mask.reference import check
 
 # As in kernel.cuh.
 MASK_COLUMNS, MASK_WARPS, MASK_ROWS = 64, 4, 32  # of a warp's tile; warps of a block
-LABEL_COLUMNS, LABEL_ROWS = 128, 8  # of a block's tile
+LABEL_COLUMNS, LABEL_ROWS = 128, 16  # of a block's tile
 TILE_FOUND = 32  # bytes
 GRID_MAX = 65535  # blocks along y and z
-LABELS_MAX = 4096  # three counts of each in shared memory
+LABELS_MAX = 2048  # three counts of each in shared memory, beside 17 KB
 
 Size = tuple[int, int]
 

@@ -128,6 +128,14 @@ inline unsigned ballot(bool on, int place) {
   return bits;
 }
 
+inline unsigned match_any(int value, int place) {
+  gather(warp(), lane(), (uint32_t)value, place);
+  unsigned bits = 0;
+  for (int i = 0; i < 32; ++i)
+    if (warp().result_mask >> i & 1) bits |= (unsigned)(warp().result[i] == (uint32_t)value) << i;
+  return bits;
+}
+
 inline void start() {
   body();
   Gathering& w = warp();
@@ -188,6 +196,7 @@ using emulation::threadIdx;
 #define __syncthreads() emulation::gather(emulation::block, -1, 0, __LINE__)
 #define __ballot_sync(mask, on) emulation::ballot(on, __LINE__)
 #define __any_sync(mask, on) (emulation::ballot(on, __LINE__) != 0)
+#define __match_any_sync(mask, value) emulation::match_any(value, __LINE__)
 #define __shfl_sync(mask, value, from) emulation::shuffled(value, from, __LINE__)
 #define __shfl_down_sync(mask, value, step) emulation::shuffled(value, emulation::lane() + (step), __LINE__)
 

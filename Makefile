@@ -1,7 +1,7 @@
 # make test       all tests, from nothing: makes .venv-test and .venv-compat first
 # make check      ruff, and mypy (strict on runtime and kernels)
 # make kernels    the host library of the kernels, and the GPU code where nvcc is at hand; needs no environment
-# make gpu-check  the tests marked gpu; writes benchmarks/results/gpu-check.json
+# make gpu-check  builds the kernels, runs the tests marked gpu, times the kernels; writes benchmarks/results/gpu-check.json
 # make clean      removes everything that was made here except bundles
 #
 # PIXELRT_PYTHON=PROGRAM  the Python to make the environments with, 3.10 to 3.13 (default: python3)

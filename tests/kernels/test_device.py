@@ -63,9 +63,10 @@ def rng(request: pytest.FixtureRequest) -> np.random.Generator:
     return np.random.default_rng(seed)
 
 
-@pytest.fixture
-def large(device: Any) -> bool:
-    return isinstance(device, Poisoned)
+@pytest.fixture(autouse=True)
+def large(device: Any, request: pytest.FixtureRequest) -> None:
+    if "large" in request.node.callspec.id and not isinstance(device, Poisoned):
+        pytest.skip("large shapes are for a GPU")
 
 
 # low-res (h, w), square, content, original
@@ -77,7 +78,10 @@ MASKS = [
     ((27, 40), 9, (9, 5), (40, 300)),  # shrunk to the square
     ((40, 40), 160, (160, 160), (7, 9)),
 ]
-LARGE_MASKS = [((128, 128), 448, (252, 448), (720, 1280)), ((256, 256), 1024, (576, 1024), (2160, 3840))]
+LARGE_MASKS = [
+    pytest.param(case, id=f"large {case[-1]}")
+    for case in (((128, 128), 448, (252, 448), (720, 1280)), ((256, 256), 1024, (576, 1024), (2160, 3840)))
+]
 
 
 def planes(rng: np.random.Generator, low: tuple[int, int]) -> np.ndarray:
@@ -90,9 +94,7 @@ def planes(rng: np.random.Generator, low: tuple[int, int]) -> np.ndarray:
 
 
 @pytest.mark.parametrize("case", [*MASKS, *LARGE_MASKS])
-def test_upsample_bits(device: Any, rng: np.random.Generator, large: bool, case: Any) -> None:
-    if case in LARGE_MASKS and not large:
-        pytest.skip("large shapes are for a GPU")
+def test_upsample_bits(device: Any, rng: np.random.Generator, case: Any) -> None:
     low_res = planes(rng, case[0])
     masks, scores, boxes = reference.upsample_mask(low_res, *case[1:])
     bits, got_scores, got_boxes = mask.upsample_bits(device, low_res, *case[1:])
@@ -111,9 +113,7 @@ def test_single_pixels(device: Any) -> None:
 
 
 @pytest.mark.parametrize("case", [*MASKS, LARGE_MASKS[0]])
-def test_label_map(device: Any, rng: np.random.Generator, large: bool, case: Any) -> None:
-    if case in LARGE_MASKS and not large:
-        pytest.skip("large shapes are for a GPU")
+def test_label_map(device: Any, rng: np.random.Generator, case: Any) -> None:
     low_res = planes(rng, case[0])[[0, 1, 2, 0, 3, 4]]  # equal ones: the first owns
     scores = rng.choice(np.float32([0.81, 0.9, 0.99]), len(low_res))
     scores[3] = scores[0]
@@ -163,14 +163,10 @@ PSALM = (1, 21504, 8, 32, 4, [(32, 32), (64, 64), (128, 128)])
 
 @pytest.mark.filterwarnings("ignore:invalid value")
 @pytest.mark.parametrize(("of", "tolerance"), [(np.float32, 3e-5), (np.float16, FP16)])
-@pytest.mark.parametrize("case", [*DEFORM, PSALM])
-def test_deform_attn(
-    device: Any, rng: np.random.Generator, large: bool, case: Any, of: Any, tolerance: float
-) -> None:
+@pytest.mark.parametrize("case", [*DEFORM, pytest.param(PSALM, id="large, of PSALM")])
+def test_deform_attn(device: Any, rng: np.random.Generator, case: Any, of: Any, tolerance: float) -> None:
     """fp32: a coordinate of 128 holds 8e-6 of a pixel."""
     batch, queries, heads, width, points, shapes = case
-    if case is PSALM and not large:
-        pytest.skip("large shapes are for a GPU")
     value = rng.normal(0, 1, (batch, sum(h * w for h, w in shapes), heads, width)).astype(of)
     locations = rng.uniform(-0.3, 1.3, (batch, queries, heads, len(shapes), points, 2)).astype(np.float32)
     flat = locations.reshape(-1)

@@ -37,7 +37,6 @@ def draw(case: tuple, of: Any) -> tuple:
     return value, shapes, locations, weights.astype(of)
 
 
-@pytest.mark.filterwarnings("ignore:invalid value")
 @pytest.mark.parametrize("case", CASES)
 def test_float32_is_close_to_float64(case: tuple) -> None:
     inputs = draw(case, np.float32)
@@ -69,7 +68,6 @@ def test_equals_grid_sample() -> None:
     np.testing.assert_allclose(got, wanted.numpy(), rtol=0, atol=1e-5)
 
 
-@pytest.mark.filterwarnings("ignore:invalid value")
 @pytest.mark.parametrize(("of", "tolerance"), [(np.float32, FP32), (np.float16, FP16)])
 @pytest.mark.parametrize("case", CASES)
 def test_library(host_library: HostLibrary, case: tuple, of: Any, tolerance: float) -> None:

@@ -161,7 +161,6 @@ DEFORM: list[Any] = [
 PSALM = (1, 21504, 8, 32, 4, [(32, 32), (64, 64), (128, 128)])
 
 
-@pytest.mark.filterwarnings("ignore:invalid value")
 @pytest.mark.parametrize(("of", "tolerance"), [(np.float32, 3e-5), (np.float16, FP16)])
 @pytest.mark.parametrize("case", [*DEFORM, pytest.param(PSALM, id="large, of PSALM")])
 def test_deform_attn(device: Any, rng: np.random.Generator, case: Any, of: Any, tolerance: float) -> None:

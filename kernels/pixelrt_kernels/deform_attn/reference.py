@@ -47,7 +47,8 @@ def deform_attn(
             place = locations[:, :, :, level, point].astype(of)
             x, y = (place[..., axis] * of(size) - of(0.5) for axis, size in enumerate((across, height)))
             left, top = np.floor(x), np.floor(y)
-            share_x, share_y = x - left, y - top
+            with np.errstate(invalid="ignore"):  # of a location that is no number: outside, see below
+                share_x, share_y = x - left, y - top
             for dy in (0, 1):
                 for dx in (0, 1):
                     at_x, at_y = left + of(dx), top + of(dy)

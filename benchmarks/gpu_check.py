@@ -45,13 +45,13 @@ def build_kernels() -> str:
 
 
 def time_kernels() -> dict[str, Any]:
-    """The record of gpu_kernels.py, or what kept it from running."""
+    """The record of gpu_kernels.py, or what kept it from running to its end."""
     try:
         from benchmarks import gpu_kernels
 
         record = gpu_kernels.measure()
-    except (ImportError, LookupError) as missing:
-        return {"not_run": str(missing)}
+    except (ImportError, LookupError, RuntimeError) as error:  # CUDA errors are RuntimeErrors
+        return {"not_run": f"{type(error).__name__}: {error}"}
     gpu_kernels.print_table(record)
     return record
 
@@ -82,6 +82,7 @@ def main() -> int:
     found = gpus()
     built = build_kernels()
     code, counts = run_tests()
+    benchmarks = time_kernels() if found else {"not_run": "no GPU found"}
     hardware = [gpu["name"] for gpu in found] or "no GPU"
     record = {
         "hardware": hardware,
@@ -91,7 +92,7 @@ def main() -> int:
         "kernels": built,
         "pytest": counts,
         "compute_sanitizer": sanitize() if found else "not run: no GPU found",
-        "benchmarks": time_kernels() if found else {"not_run": "no GPU found"},
+        "benchmarks": benchmarks,
         "command": "make gpu-check",
     }
     RESULT.parent.mkdir(parents=True, exist_ok=True)
@@ -100,6 +101,9 @@ def main() -> int:
     print(f"wrote {RESULT.relative_to(ROOT)}")
     if found and counts["skipped"]:
         print(f"{counts['skipped']} tests were skipped though there is a GPU; pytest says why above.")
+        return 1
+    if found and "not_run" in benchmarks:
+        print(f"The kernels were not timed: {benchmarks['not_run']}")
         return 1
     return code
 

@@ -228,7 +228,7 @@ PRT_API int pixelrt_label_map(const float* low_res, const float* scores, int64_t
   std::mutex adding;
   return on_threads((sizes[5] + LABEL_ROWS - 1) / LABEL_ROWS, threads, [&](auto next) {
     Stream stream(chain);
-    LabelScratch scratch(LABEL_ROWS * chain.original_columns.padded, (int)count);
+    LabelScratch scratch(chain.original_columns.padded, (int)count);
     for (int64_t item; (item = next()) >= 0;) loops.label_part(call, (int)item, stream, scratch);
     const std::lock_guard<std::mutex> lock(adding);
     for (int64_t n = 0; n < count; ++n) {

@@ -177,5 +177,6 @@ def test_deform_attn(device: Any, rng: np.random.Generator, case: Any, of: Any, 
     got = deform.deform_attn(device, value, shapes, locations, weights)
     wanted = deform_attn(value, shapes, locations, weights, of=np.float64)
     assert got.dtype == of
-    scale = 4 if case is PSALM else 1  # of the largest of 5 million values and its neighbours' difference
-    np.testing.assert_allclose(got.astype(np.float64), wanted, rtol=0, atol=tolerance * scale)
+    if case is PSALM:
+        tolerance = max(tolerance, 1e-4)  # fp32: neighbours among 5 million values differ by up to 10
+    np.testing.assert_allclose(got.astype(np.float64), wanted, rtol=0, atol=tolerance)

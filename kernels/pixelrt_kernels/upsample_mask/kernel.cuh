@@ -265,7 +265,7 @@ extern "C" __global__ void __launch_bounds__(32)
 }
 
 constexpr int LABEL_TILE_ROWS = 16, LABEL_WARPS = 4;  // a warp: 32 columns by 16 rows; a block: four side by side
-constexpr int INSIDE = 1 << 30;                        // beside an index: p was 0.5 or more
+constexpr int INSIDE = 1 << 30;  // beside an index: p was 0.5 or more
 
 // owner (H, W); counts (3, N): won, whole, kept, zeros on entry. Grid: tiles of columns, of rows; block
 // (32, LABEL_WARPS); shared memory: 3 * N ints.

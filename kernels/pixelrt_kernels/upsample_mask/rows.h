@@ -190,8 +190,7 @@ static void label_part(const LabelCall& call, int part, Stream& s, LabelScratch&
   const size_t plane = (size_t)chain.square_rows.n_in * chain.square_columns.n_in;
   const int pixels = (to - from) * padded;
   std::fill_n(scratch.best.begin(), pixels, -1.0f);
-  std::fill_n(scratch.of_best.begin(), pixels, 0.0f);
-  std::fill_n(scratch.index.begin(), pixels, 0);
+  std::fill_n(scratch.owner.begin(), pixels, 0);
   for (int n = 0; n < call.count; ++n) {
     s.begin(call.low_res + n * plane, {0, rounded_up(width)}, chain);
     const float score = call.scores[n];
@@ -199,17 +198,16 @@ static void label_part(const LabelCall& call, int part, Stream& s, LabelScratch&
     for (int y = from; y < to; ++y) {
       const float* __restrict row = out_row(s, chain, y);
       float* __restrict best = scratch.best.data() + (size_t)(y - from) * padded;
-      float* __restrict of_best = scratch.of_best.data() + (size_t)(y - from) * padded;
-      int32_t* __restrict index = scratch.index.data() + (size_t)(y - from) * padded;
+      int32_t* __restrict owner = scratch.owner.data() + (size_t)(y - from) * padded;
+      float* __restrict p = scratch.p.data();
+      for (int x = 0; x < width; ++x) p[x] = probability(row[x]);
       int in_row = 0;
+      for (int x = 0; x < width; ++x) in_row += p[x] >= 0.5f;
       for (int x = 0; x < width; ++x) {
-        const float p = probability(row[x]), product = p * score;
-        const bool better = product > best[x];
-        in_row += p >= 0.5f;
-        best[x] = better ? product : best[x];
-        of_best[x] = better ? p : of_best[x];
-        index[x] = better ? n : index[x];
+        const int32_t mine = p[x] >= 0.5f ? n | INSIDE : n;
+        owner[x] = p[x] * score > best[x] ? mine : owner[x];
       }
+      for (int x = 0; x < width; ++x) best[x] = p[x] * score > best[x] ? p[x] * score : best[x];
       whole += in_row;
     }
     scratch.whole[n] += whole;
@@ -217,8 +215,8 @@ static void label_part(const LabelCall& call, int part, Stream& s, LabelScratch&
   for (int y = from; y < to; ++y)
     for (int x = 0; x < width; ++x) {
       const size_t at = (size_t)(y - from) * padded + x;
-      const int32_t n = scratch.index[at];
-      const bool on = scratch.of_best[at] >= 0.5f;
+      const int32_t n = scratch.owner[at] & ~INSIDE;
+      const bool on = (scratch.owner[at] & INSIDE) != 0;
       scratch.won[n] += 1;
       scratch.kept[n] += on;
       call.owner[(size_t)y * width + x] = (int16_t)(on ? n : -1);

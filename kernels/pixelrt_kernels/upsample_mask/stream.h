@@ -77,6 +77,7 @@ struct MaskCall {
 
 // One call of label_map; parts of LABEL_ROWS output rows.
 constexpr int LABEL_ROWS = 16;
+constexpr int32_t INSIDE = 1 << 30;  // beside an index: p was 0.5 or more
 
 struct LabelCall {
   const Chain* chain;
@@ -87,11 +88,12 @@ struct LabelCall {
 };
 
 struct LabelScratch {
-  std::vector<float> best, of_best;  // (LABEL_ROWS, padded W)
-  std::vector<int32_t> index;
+  std::vector<float> best;        // (LABEL_ROWS, padded W) the best product so far
+  std::vector<int32_t> owner;     // the same, whose it is, and INSIDE
+  std::vector<float> p;           // of one row
   std::vector<int64_t> won, whole, kept;  // (N,) of this thread
-  LabelScratch(int pixels, int count)
-      : best(pixels), of_best(pixels), index(pixels), won(count), whole(count), kept(count) {}
+  LabelScratch(int padded, int count)
+      : best(LABEL_ROWS * padded), owner(LABEL_ROWS * padded), p(padded), won(count), whole(count), kept(count) {}
 };
 
 }  // namespace pixelrt

@@ -50,6 +50,7 @@ struct DeformCall {
 struct Level {
   Part (*mask_part)(const MaskCall&, int, int, Stream&);
   void (*label_part)(const LabelCall&, int, Stream&, LabelScratch&);
+  void (*resize_plane)(const ResizeCall&, int64_t, std::vector<float>*);
   void (*fuse_position)(const FuseCall&, int64_t, float*);
   void (*combine_row)(const CombineCall&, int64_t);
   void (*deform_query)(const DeformCall&, int64_t, float*);
@@ -129,6 +130,8 @@ static const Level& level_of(int64_t level) {
   return baseline::LEVEL;
 }
 
+static int lanes_of(int64_t level) { return level == 2 ? 16 : level == 1 ? 8 : 4; }
+
 static Axis axis_of(int n_in, int n_out, int kept, int lanes) {
   Axis axis;
   axis.n_in = n_in, axis.n_out = kept, axis.padded = rounded_up(kept + 1);
@@ -146,7 +149,7 @@ static Axis axis_of(int n_in, int n_out, int kept, int lanes) {
 
 // sizes: h, w, S, h', w', H, W
 static Chain chain_of(const int32_t* sizes, int64_t level) {
-  const int lanes = level == 2 ? 16 : level == 1 ? 8 : 4;
+  const int lanes = lanes_of(level);
   return {axis_of(sizes[0], sizes[2], sizes[3], lanes), axis_of(sizes[1], sizes[2], sizes[4], lanes),
           axis_of(sizes[3], sizes[5], sizes[5], lanes), axis_of(sizes[4], sizes[6], sizes[6], lanes)};
 }
@@ -234,6 +237,24 @@ PRT_API int pixelrt_label_map(const float* low_res, const float* scores, int64_t
     for (int64_t n = 0; n < count; ++n) {
       won[n] += scratch.won[n], whole[n] += scratch.whole[n], kept[n] += scratch.kept[n];
     }
+  });
+} catch (const std::exception&) {
+  return 1;
+}
+
+// planes (K, held, w), out (K, to - from, kept). sizes: rows held and the first of them; h of all rows, H of the
+// result, from, to; w, W of the result, of which the first `kept` are wanted.
+PRT_API int pixelrt_resize_rows(const float* planes, int64_t count, const int32_t* sizes, int64_t probabilities,
+                                int64_t level, int64_t threads, float* out) try {
+  const int lanes = lanes_of(level);
+  const Axis rows = axis_of(sizes[2], sizes[3], sizes[3], lanes), columns = axis_of(sizes[6], sizes[7], sizes[8], lanes);
+  const ResizeCall call = {&rows, &columns, planes, sizes[0], sizes[1], sizes[4], sizes[5], probabilities != 0, out};
+  const Level& loops = level_of(level);
+  return on_threads(count, threads, [&](auto next) {
+    std::vector<float> buffers[4];
+    buffers[0].resize((size_t)columns.n_in + 2 * BLOCK);
+    for (int i : {1, 2, 3}) buffers[i].resize((size_t)columns.padded + 2 * BLOCK);
+    for (int64_t item; (item = next()) >= 0;) loops.resize_plane(call, item, buffers);
   });
 } catch (const std::exception&) {
   return 1;

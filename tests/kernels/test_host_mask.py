@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 from pixelrt_kernels.library import HostLibrary
-from pixelrt_kernels.upsample_mask import host, labels, reference
+from pixelrt_kernels.upsample_mask import chain, classes, host, labels, reference
+from pixelrt_kernels.upsample_mask.probability import probability
 
 Sizes = tuple[int, tuple[int, int], tuple[int, int]]
 SCORE = 1e-6  # sums of float32 probabilities, in another order
@@ -125,6 +126,39 @@ def test_label_map_to_the_last_bit(host_library: HostLibrary) -> None:
             got = host.label_map(host_library, planes, scores, *sizes, level=level)
             for name in wanted._fields:
                 assert np.array_equal(getattr(got, name), getattr(wanted, name)), (level, name)
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_class_map(host_library: HostLibrary, seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(classes, "BAND_VALUES", 20_000)  # several bands
+    rng = np.random.default_rng(2000 + seed)
+    planes, sizes = draw(rng, 90)
+    weights = rng.dirichlet(np.full(7, 0.3), 3).astype(np.float32)
+    wanted = classes.class_map(planes, weights, *sizes)
+    steps = host.HostSteps(host_library, (planes.shape[1], planes.shape[2]), *sizes)
+    got = classes.class_map(planes, weights, *sizes, steps)
+    for name in wanted._fields:
+        assert np.array_equal(getattr(got, name), getattr(wanted, name)), (name, sizes)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_resize_rows(host_library: HostLibrary, seed: int) -> None:
+    """Any rows of both steps, from all rows of the source or from those that they need, on each instruction set."""
+    planes, (square, content, original) = draw(np.random.default_rng(3000 + seed), 90)
+    whole = chain.Chain.of(planes, square, content, original)
+    top, bottom = sorted(np.random.default_rng(seed).integers(0, original[0] + 1, 2))
+    part = slice(int(top), max(int(bottom), int(top) + 1)) if top < original[0] else slice(0, 1)
+    source = whole.source_rows(part)
+    wanted = [whole.content_rows(plane, source) for plane in planes]
+    rows, columns = (planes.shape[1], square), (planes.shape[2], square, content[1])
+    larger, wide = (content[0], original[0]), (content[1], original[1], original[1])
+    for level in host_library.levels:
+        got = host.resize_rows(host_library, planes, rows, columns, source, level=level)
+        assert np.array_equal(got, wanted)
+        p = host.resize_rows(host_library, planes, rows, columns, source, probabilities=True, level=level)
+        assert np.array_equal(p, probability(got))
+        enlarged = host.resize_rows(host_library, got, larger, wide, part, source.start, level=level)
+        assert np.array_equal(enlarged, [whole.enlarged(c, source.start, part) for c in wanted])
 
 
 @pytest.mark.parametrize(

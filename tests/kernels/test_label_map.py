@@ -6,16 +6,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from pixelrt_kernels.upsample_mask import (
-    chain,
-    class_bands,
-    class_map,
-    classes,
-    label_map,
-    labels,
-    upsample_mask,
-)
+from pixelrt_kernels.upsample_mask import chain, classes, labels
+from pixelrt_kernels.upsample_mask.classes import class_bands, class_map
+from pixelrt_kernels.upsample_mask.labels import label_map
 from pixelrt_kernels.upsample_mask.probability import probability
+from pixelrt_kernels.upsample_mask.reference import upsample_mask
 
 # low-res (h, w), square, content (h', w'), original (H, W)
 SIZES = [

@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pixelrt_kernels.library import host_library
-from pixelrt_kernels.upsample_mask import host, labels, reference
-from pixelrt_kernels.upsample_mask.classes import class_bands, class_map
+from pixelrt_kernels.upsample_mask import classes, host, labels, reference
+from pixelrt_kernels.upsample_mask.classes import ClassMap, class_bands
 from pixelrt_kernels.upsample_mask.labels import Owners
 from pixelrt_kernels.upsample_mask.probability import Floats
 
@@ -46,3 +46,12 @@ def label_map(
     if library is None:
         return labels.label_map(low_res, scores, square, content, original)
     return host.label_map(library, low_res, scores, square, content, original)
+
+
+def class_map(
+    low_res: Floats, weights: Floats, square: int, content: tuple[int, int], original: tuple[int, int]
+) -> ClassMap:
+    """Which class has the largest sum at each pixel; see classes.py."""
+    library = host_library()
+    steps = host.HostSteps(library, low_res.shape[1:], square, content, original) if library else None
+    return classes.class_map(low_res, weights, square, content, original, steps)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -75,6 +77,56 @@ def label_map(
             kept,
         )
     return Owners(owner, won, whole, kept)
+
+
+@dataclass(frozen=True)
+class HostSteps:
+    """`Steps` of classes.py. Sizes were checked before."""
+
+    library: HostLibrary
+    low: tuple[int, int]  # h, w
+    square: int
+    content: tuple[int, int]
+    original: tuple[int, int]
+
+    def probabilities(self, low_res: Floats, part: slice) -> Floats:
+        rows, columns = (self.low[0], self.square), (self.low[1], self.square, self.content[1])
+        return resize_rows(self.library, low_res, rows, columns, part, probabilities=True)
+
+    def enlarged(self, values: Floats, first: int, part: slice) -> Floats:
+        rows, columns = (
+            (self.content[0], self.original[0]),
+            (self.content[1], self.original[1], self.original[1]),
+        )
+        return resize_rows(self.library, values, rows, columns, part, first)
+
+
+def resize_rows(
+    library: HostLibrary,
+    planes: Floats,
+    rows: tuple[int, int],
+    columns: tuple[int, int, int],
+    part: slice,
+    first: int = 0,
+    probabilities: bool = False,
+    level: int | None = None,
+) -> Floats:
+    """Rows `part` of one resize of planes (K, rows, w), which begin with row `first`: (K, rows of part, kept).
+
+    rows: of the whole source and the whole result; columns: the same, and how many of the result are wanted.
+    """
+    out = np.empty((len(planes), part.stop - part.start, columns[2]), np.float32)
+    library.call(
+        "resize_rows",
+        np.ascontiguousarray(planes, np.float32),
+        len(planes),
+        np.array([planes.shape[1], first, *rows, part.start, part.stop, *columns], np.int32),
+        int(probabilities),
+        library.levels[-1] if level is None else level,
+        library.threads,
+        out,
+    )
+    return out
 
 
 def _upsampled(

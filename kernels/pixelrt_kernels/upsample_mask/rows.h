@@ -182,6 +182,36 @@ static Part mask_part(const MaskCall& call, int n, int part, Stream& s) {
   return found;
 }
 
+// Plane k of a call.
+static void resize_plane(const ResizeCall& call, int64_t k, std::vector<float>* buffers) {
+  const Axis &rows = *call.rows, &columns = *call.columns;
+  const int w = columns.n_in, width = columns.n_out;
+  float* source = buffers[0].data();
+  float* __restrict mixed = buffers[1].data();
+  int at[2] = {-1, -1};
+  const auto stretched = [&](int r) {
+    float* row = buffers[2 + (r & 1)].data();
+    if (at[r & 1] != r) {
+      std::memcpy(source, call.planes + ((size_t)k * call.held + r - call.first) * w, (size_t)w * sizeof(float));
+      source[w] = source[w - 1];
+      stretch(source, columns, {0, rounded_up(width)}, row);
+      at[r & 1] = r;
+    }
+    return row;
+  };
+  for (int y = call.from; y < call.to; ++y) {
+    const float* near = stretched(rows.low[y]);
+    const float* far = stretched(next_inside(rows.low[y], rows.n_in));
+    mix_rows(near, far, rows.keep[y], rows.t[y], {0, rounded_up(width)}, mixed);
+    float* __restrict out = call.out + ((size_t)k * (call.to - call.from) + y - call.from) * width;
+    if (call.probabilities) {
+      for (int x = 0; x < width; ++x) out[x] = probability(mixed[x]);
+    } else {
+      std::memcpy(out, mixed, (size_t)width * sizeof(float));
+    }
+  }
+}
+
 // Part `part` of the label map; areas are added to the scratch.
 static void label_part(const LabelCall& call, int part, Stream& s, LabelScratch& scratch) {
   const Chain& chain = *call.chain;

@@ -96,4 +96,14 @@ struct LabelScratch {
       : best(LABEL_ROWS * padded), owner(LABEL_ROWS * padded), p(padded), won(count), whole(count), kept(count) {}
 };
 
+// One call of resize_rows: output rows `from` and on of one resize, from planes of which some rows are held.
+struct ResizeCall {
+  const Axis *rows, *columns;
+  const float* planes;  // (K, held, columns->n_in)
+  int held, first;      // rows of a plane that are there, and which the first of them is
+  int from, to;
+  bool probabilities;
+  float* out;  // (K, to - from, columns->n_out)
+};
+
 }  // namespace pixelrt

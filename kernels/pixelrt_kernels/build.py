@@ -71,6 +71,10 @@ def build(kind: str, folder: Path) -> Path:
         if kind == HOST:
             HostLibrary(made)  # it loads, and says what it was made from
         made.replace(place)
+    if folder == folders()[0]:  # of the sources before; the cache may serve several installations
+        for other in folder.glob(place.name.rpartition("-")[0] + "-*"):
+            if other != place:
+                other.unlink()
     return place
 
 

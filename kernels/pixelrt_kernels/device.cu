@@ -7,5 +7,6 @@
 #define PRT_DYNAMIC_SHARED(type, name) extern __shared__ type name[]
 
 #include "upsample_mask/kernel.cuh"
+#include "upsample_mask/gpu.cuh"
 #include "fuse_scales/kernel.cuh"
 #include "deform_attn/kernel.cuh"

@@ -21,7 +21,7 @@ if TYPE_CHECKING:  # building needs no numpy
 HERE = Path(__file__).resolve().parent
 HOST, DEVICE = "host", "device"
 SOURCES = {
-    HOST: ("host.cpp", "level.inc", "half.h", "host.flags", "*/*.cuh", "*/*.h"),
+    HOST: ("host.cpp", "level.inc", "half.h", "host.flags", "*/kernel.cuh", "*/*.h"),
     DEVICE: ("device.cu", "device.flags", "*/*.cuh"),
 }
 BUILD_COMMAND = "python -m pixelrt_kernels.build"

@@ -74,6 +74,17 @@ def test_a_compiler_that_fails_leaves_nothing(tmp_path: Path, monkeypatch: pytes
     assert build.main(["--host", "--folder", str(tmp_path)]) == 1
 
 
+def test_the_library_before_is_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if build.compiler(HOST) is None:
+        pytest.skip("no C++ compiler")
+    monkeypatch.setattr(build, "folders", lambda: [tmp_path])
+    name = library.file_name(HOST)
+    old, other = tmp_path / (name[:-19] + "0" * 16 + ".so"), tmp_path / "device-1.fatbin"
+    old.touch(), other.touch()
+    build.build(HOST, tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["device-1.fatbin", name]
+
+
 def test_no_compiler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
     monkeypatch.setenv("CXX", "no-such-compiler")
     assert build.main(["--host", "--folder", str(tmp_path)]) == 1

@@ -14,7 +14,7 @@ from pixelrt_kernels.upsample_mask.labels import Owners, check_scores
 from pixelrt_kernels.upsample_mask.probability import Floats
 from pixelrt_kernels.upsample_mask.reference import check
 
-# As in kernel.cuh.
+# As in gpu.cuh.
 MASK_COLUMNS, MASK_WARPS, MASK_ROWS = 64, 4, 32  # of a warp's tile; warps of a block
 LABEL_COLUMNS, LABEL_ROWS = 128, 16  # of a block's tile
 TILE_FOUND = 32  # bytes

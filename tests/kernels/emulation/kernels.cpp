@@ -12,6 +12,7 @@
 #define memcpy std::memcpy
 
 #include "upsample_mask/kernel.cuh"
+#include "upsample_mask/gpu.cuh"
 #include "fuse_scales/kernel.cuh"
 #include "deform_attn/kernel.cuh"
 

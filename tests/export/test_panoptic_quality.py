@@ -5,10 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from torchmetrics.detection import PanopticQuality
-
 from pixelrt_export.tiny.psalm_evaluate import counts, quality
 from pixelrt_export.tiny.psalm_prompts import NAMES
+from torchmetrics.detection import PanopticQuality
 
 BACKGROUND = len(NAMES)  # a class here, so that a segment drawn on it is an invention; left out of the mean
 

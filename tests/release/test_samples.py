@@ -22,7 +22,8 @@ def test_the_script_draws_them_again(root: Path, tmp_path: Path) -> None:
 
     write_samples(tmp_path)
     shipped = root / "calib_data"
-    assert (tmp_path / "prompts.jsonl").read_text() == (shipped / "prompts.jsonl").read_text()
+    for name in ("prompts.jsonl", "classes.txt"):
+        assert (tmp_path / name).read_text() == (shipped / name).read_text()
     for drawn in sorted(tmp_path.glob("*.png")):
         here, there = (np.asarray(Image.open(folder / drawn.name)) for folder in (tmp_path, shipped))
         assert here.shape == there.shape

@@ -66,7 +66,8 @@ def run(
             ctx.invoke(_command(ctx, "export"), checkpoint=_short(source), bundle=folder, **options)
     else:
         raise InputError(f"{source} is not a folder. Give the folder of a checkpoint or of a bundle.")
-    click.echo(printable(f"\nimage:    {_short(image)}\nquestion: {words}\nanswer:   "), nl=False)
+    spoken = "answer:   " if asked["task"] is None else "\n"  # a task is answered with masks alone
+    click.echo(printable(f"\nimage:    {_short(image)}\nquestion: {words}\n{spoken}"), nl=False)
     where = {} if out is None else {"out": _short(out)}
     question = {"image": _short(image), "prompt": prompt, **asked}
     ctx.invoke(_command(ctx, "segment"), bundle=_short(folder), **question, **where)

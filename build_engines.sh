@@ -30,6 +30,8 @@ if [ -z "${PIXELRT_VENV-}" ]; then
   extras=cpu,export
   [ ! -f "${1-}/manifest.json" ] || extras=cpu
   "$here/scripts/venv.sh" "$here/.venv" "$extras"
+  # Faster masks where a C++ compiler is at hand; without one the same masks are made by numpy.
+  "$here/.venv/bin/python" -m pixelrt_kernels.build --host --quiet || true
 fi
 venv=${PIXELRT_VENV:-$here/.venv}
 run() { "$venv/bin/python" -m pixelrt.cli run "$@"; }

@@ -1,4 +1,4 @@
-"""The sample pictures and questions of `calib_data/`: scenes of seeds that training never draws.
+"""The sample pictures, questions and class list of `calib_data/`: scenes of seeds that training never draws.
 
 python -m pixelrt_export.tiny.samples --out calib_data
 """
@@ -11,6 +11,7 @@ from pathlib import Path
 
 from PIL import Image
 
+from pixelrt_export.tiny.psalm_prompts import NAMES
 from pixelrt_export.tiny.scenes import scene
 
 SEED_BASE = 950_000_000  # training draws from 0, the evaluation from 900,000,000
@@ -33,7 +34,7 @@ SAMPLES = {
 
 
 def write_samples(folder: Path) -> None:
-    """scene_01.png, scene_02.png, ... and prompts.jsonl, one object a line: image, prompt."""
+    """scene_01.png, scene_02.png, ..., prompts.jsonl, one object a line: image, prompt; and classes.txt."""
     folder.mkdir(parents=True, exist_ok=True)
     lines = []
     for number, (seed, prompt) in enumerate(SAMPLES.items(), start=1):
@@ -42,6 +43,7 @@ def write_samples(folder: Path) -> None:
         Image.fromarray(drawn.image).save(folder / name, optimize=True)
         lines.append(json.dumps({"image": name, "prompt": prompt}) + "\n")
     (folder / "prompts.jsonl").write_text("".join(lines), encoding="utf-8")
+    (folder / "classes.txt").write_text("".join(f"{name}\n" for name in NAMES), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -31,7 +31,7 @@ WAYS = ("host library", "torch, all at once", "torch, mask by mask")
 
 
 def masks_of(kind: str, count: int, seed: int = 0) -> np.ndarray:
-    """(count, 256, 256) logits. objects: a soft disc each, 3 % of the picture; noise: half of all pixels are inside."""
+    """(count, 256, 256) logits. objects: a soft disc each, 5 % of the picture; noise: half of all pixels are inside."""
     rng = np.random.default_rng(seed)
     if kind == "noise":
         return rng.normal(0, 3, (count, 256, 256)).astype(np.float32)

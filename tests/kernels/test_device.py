@@ -35,15 +35,19 @@ class Poisoned:
         return self.inner.upload(np.full(max(1, size), 0xFF, np.uint8))
 
 
-@pytest.fixture(scope="module", params=["emulated", pytest.param("gpu", marks=pytest.mark.gpu)])
+@pytest.fixture(
+    scope="module", params=["emulated", "emulated backwards", pytest.param("gpu", marks=pytest.mark.gpu)]
+)
 def device(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    if request.param == "emulated":
+    if request.param != "gpu":
         from emulation.device import EmulatedDevice
 
         compiler = build.compiler(HOST)
         if compiler is None:
             pytest.skip("no C++ compiler: the kernels cannot be emulated")
-        yield EmulatedDevice(compiler, tmp_path_factory.mktemp("emulation"))
+        yield EmulatedDevice(
+            compiler, tmp_path_factory.mktemp("emulation"), backwards="back" in request.param
+        )
         return
     from benchmarks.gpu_device import gpu_device
 

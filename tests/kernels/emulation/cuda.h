@@ -1,6 +1,7 @@
 // Just enough of CUDA to run the kernels on a CPU, one block after the other: each thread is a coroutine, which gives
 // way at warp collectives and barriers. A collective that not all live lanes of a warp reach, or that they reach at
-// different places, ends the program. It shows indices and logic, not memory ordering between threads, nor speed.
+// different places, ends the program. It shows indices and logic, and, run with the first and with the last thread first,
+// many a barrier that is missing; not speed.
 #pragma once
 
 #include <ucontext.h>
@@ -22,7 +23,8 @@
 #define __host__
 #define __forceinline__ inline
 #define __launch_bounds__(...)
-#define __shared__ static
+#define __shared__ static __attribute__((section("prt_shared")))  // poisoned before each block
+extern char __start_prt_shared[], __stop_prt_shared[];
 
 struct dim3 {
   unsigned x = 1, y = 1, z = 1;
@@ -83,6 +85,7 @@ inline Gathering block;
 inline ucontext_t scheduler;
 inline int current;
 inline std::function<void()> body;
+inline bool backwards;  // the last thread first
 
 inline void fail(const char* what) {
   std::fprintf(stderr, "emulation: %s\n", what);
@@ -164,7 +167,8 @@ inline void run_block(int count) {
   }
   for (bool any = true; any;) {
     any = false;
-    for (current = 0; current < count; ++current) {
+    for (int i = 0; i < count; ++i) {
+      current = backwards ? count - 1 - i : i;
       if (threads[current].done) continue;
       threadIdx = threads[current].index;
       swapcontext(&scheduler, &threads[current].context);
@@ -174,7 +178,7 @@ inline void run_block(int count) {
 }
 
 inline void run(dim3 grid, dim3 per_block, int shared, std::function<void()> kernel) {
-  std::vector<float4> memory(shared / sizeof(float4) + 1, float4{NAN, NAN, NAN, NAN});
+  std::vector<float4> memory(shared / sizeof(float4) + 1);
   dynamic_shared = reinterpret_cast<char*>(memory.data());
   body = std::move(kernel);
   gridDim = grid, blockDim = per_block;
@@ -182,6 +186,8 @@ inline void run(dim3 grid, dim3 per_block, int shared, std::function<void()> ker
     for (unsigned y = 0; y < grid.y; ++y)
       for (unsigned x = 0; x < grid.x; ++x) {
         blockIdx = {x, y, z};
+        std::memset(__start_prt_shared, 0xFF, __stop_prt_shared - __start_prt_shared);
+        std::memset(memory.data(), 0xFF, memory.size() * sizeof(float4));
         run_block((int)(per_block.x * per_block.y * per_block.z));
       }
 }

@@ -16,8 +16,9 @@ GUARD = 64  # bytes before and after each buffer
 
 
 class EmulatedDevice:
-    def __init__(self, program: str, folder: Path, *options: str) -> None:
-        """program: a C++ compiler."""
+    def __init__(self, program: str, folder: Path, *options: str, backwards: bool = False) -> None:
+        """program: a C++ compiler. backwards: the last thread of a block runs first."""
+        self.backwards = int(backwards)
         library = folder / "emulation.so"
         here = Path(__file__).parent
         flags = ["-std=c++17", "-O2", "-ffp-contract=off", "-fPIC", "-shared", *options]
@@ -51,7 +52,7 @@ class EmulatedDevice:
         ]
         pointers = (ctypes.c_void_p * len(values))(*(value.ctypes.data for value in values))
         sizes = (ctypes.c_uint * 6)(*grid, *block)
-        assert not self.emulate(kernel.encode(), sizes, shared, pointers), kernel
+        assert not self.emulate(kernel.encode(), sizes, shared, self.backwards, pointers), kernel
         for buffer in self.buffers:
             assert np.all(buffer[:GUARD] == 0xA5) and np.all(buffer[-GUARD:] == 0xA5), (
                 f"{kernel} wrote outside"

@@ -1,4 +1,5 @@
-// The kernels as C functions: emulate(name, grid and block (6,), shared, arguments) runs one. Returns 1 for an unknown name.
+// The kernels as C functions: emulate(name, grid and block (6,), shared, backwards, arguments) runs one. Returns 1 for
+// an unknown name.
 #include "cuda.h"
 
 #include <string>
@@ -27,7 +28,8 @@ static void launch(void (*kernel)(A...), const unsigned* sizes, int shared, void
                  [=] { call(kernel, arguments, std::index_sequence_for<A...>()); });
 }
 
-extern "C" int emulate(const char* name, const unsigned* sizes, int shared, void** arguments) {
+extern "C" int emulate(const char* name, const unsigned* sizes, int shared, int backwards, void** arguments) {
+  emulation::backwards = backwards != 0;
   const std::string wanted = name;
 #define PRT_KERNEL(kernel) \
   if (wanted == #kernel) return launch(kernel, sizes, shared, arguments), 0;

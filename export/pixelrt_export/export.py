@@ -9,7 +9,7 @@ import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from pixelrt import __version__
@@ -43,7 +43,29 @@ CHOICES = {
 ACTIVATIONS = {"float32": "fp32", "float16": "fp16"}
 WEIGHTS = "weights.data"
 
+REJECTED = ".rejected"  # after the name of a bundle that did not pass
+
 Progress = Callable[[str, int, int], None]  # what is being written, bytes done, bytes in all
+
+
+class Verdict(Protocol):
+    """What a gate says of a finished bundle; `verify.report.Report`."""
+
+    @property
+    def passed(self) -> bool: ...
+    def sentence(self) -> str: ...
+    def summary(self) -> dict[str, Any]: ...
+    def write(self, folder: Path) -> tuple[str, ...]:
+        """Its files, into the bundle; their names."""
+        ...
+
+
+class Rejected(RuntimeError):
+    """A bundle did not pass its gate: it lies whole at `folder`, which is not where it was asked for."""
+
+    def __init__(self, folder: Path, verdict: Any) -> None:
+        super().__init__(f"{verdict.sentence()}. The bundle is {folder}, not blessed; its report.md says more.")
+        self.folder, self.verdict = folder, verdict
 
 
 @dataclass
@@ -128,6 +150,7 @@ def export_bundle(
     stages: Mapping[str, str] | None = None,
     vision_tower: str | Path | None = None,
     settings: Settings | None = None,
+    gate: Callable[[Path], Verdict] | None = None,
     progress: Progress = lambda what, done, total: None,
 ) -> Path:
     """Export a checkpoint folder to a bundle folder and return the bundle's path.
@@ -135,11 +158,15 @@ def export_bundle(
     precision: of the stored weights, see MENU; fp32 changes nothing. stages: `encoder`, `language` or
     `pixel_decoder` -> a precision of its own. settings: of the quantisers. vision_tower: the CLIP folder, where it
     does not lie beside the checkpoint. An existing bundle at the destination is replaced once the new one is
-    complete; any other folder there is left alone. Raises InputError.
+    complete; any other folder there is left alone. gate: looks at the finished bundle before it gets its name; one
+    that does not pass gets the name BUNDLE.rejected, and what stands at BUNDLE stays. Raises InputError, Rejected.
     """
     target = Path(bundle).resolve()  # through links: the folder itself is replaced
     chosen = _chosen(precision, stages or {})
+    rejected = target.with_name(target.name + REJECTED)
     _check_target(target)
+    if gate is not None:
+        _check_target(rejected)
     opened = Checkpoint.open(Path(checkpoint))
     family = family_of(str(opened.config.get("model_type")))
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -153,7 +180,17 @@ def export_bundle(
             family.write_bundle(opened, sink, None if vision_tower is None else Path(vision_tower))
         progress(MANIFEST, total, total)
         head = {"name": target.name, "created_by": f"pixelrt {__version__}", "precision": chosen}
-        write_manifest(partial, {**head, **sink.manifest, "graphs": sink.graphs}, sink.names)
+        if not stages:
+            head["asked_precision"] = precision
+        manifest = {**head, **sink.manifest, "graphs": sink.graphs}
+        write_manifest(partial, manifest, sink.names)
+        if gate is not None:
+            verdict = gate(partial)
+            names = [*sink.names, *verdict.write(partial)]
+            write_manifest(partial, {**manifest, "verified": verdict.summary()}, names)
+            if not verdict.passed:
+                _replace(rejected, partial)
+                raise Rejected(rejected, verdict)
         _replace(target, partial)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)

@@ -25,7 +25,7 @@ Progress = Callable[[str, int, int], None]  # what, done, of how many
 
 @dataclass(frozen=True)
 class Settings:
-    """calib: folder of pictures. block: of int4. keep: names of layers that stay in 16 bits.
+    """calib: folder of pictures. block: of int4. keep: layers that stay in 16 bits, by name or by the beginning of it.
 
     calibrated: round int4 by what the layers read of the pictures; else each weight to its nearest step.
     """
@@ -35,6 +35,10 @@ class Settings:
     calibrated: bool = True
     keep: frozenset[str] = frozenset()
     progress: Progress = lambda what, done, total: None
+
+    def kept(self, name: str) -> bool:
+        """`language.layers.3` keeps `language.layers.3.q_proj`."""
+        return any(name == kept or name.startswith(f"{kept}.") for kept in self.keep)
 
 
 class Reader(Protocol):
@@ -65,7 +69,6 @@ def plan(
     precision: Mapping[str, str], settings: Settings, model: Model
 ) -> tuple[dict[str, Product], dict[str, Any]]:
     """Stage -> product, and what the manifest says of it."""
-    keep = settings.keep
     products: dict[str, Product] = {}
     about: dict[str, Any] = {}
     texts: list[Text] = []
@@ -75,7 +78,7 @@ def plan(
         probe = Probe(model.encoder, model.encoder_opset)
         about["calibration"] = {"pictures": len({r.image for r in records}), "questions": len(records)}
         if precision["encoder"] == "int8":
-            names = [n for n in probe.products if n.startswith(model.encoder_layers) and n not in keep]
+            names = [n for n in probe.products if n.startswith(model.encoder_layers) and not settings.kept(n)]
             pictures = _pictures(records, model.reader, settings.progress)
             steps = input_steps(probe, pictures, names)
             products["encoder"] = int8_product(steps, steps.__contains__)
@@ -85,7 +88,7 @@ def plan(
     if precision["language"] in ("int8", "int4"):
 
         def chosen(name: str) -> bool:
-            return name.startswith(LANGUAGE_LAYERS) and name not in keep
+            return name.startswith(LANGUAGE_LAYERS) and not settings.kept(name)
 
         if precision["language"] == "int8":
             products["language"] = int8_weight_product(chosen)
@@ -94,8 +97,8 @@ def plan(
             products["language"] = int4_product(_rounding(settings, model, texts, chosen), chosen)
             how = "calibrated" if wanted else "nearest"
             about["language"] = {"form": "int4", "rounds": "weights", "block": settings.block, "by": how}
-    if keep:
-        about["kept"] = sorted(keep)
+    if settings.keep:
+        about["kept"] = sorted(settings.keep)
     return products, about
 
 
@@ -109,7 +112,7 @@ def _rounding(
             texts,
             settings.block,
             lambda name: not chosen(name),
-            lambda done, total: settings.progress("layers", done, total),
+            lambda done, total: settings.progress("layers rounded", done, total),
         )
         return lambda name, weight: by_layer(name)
 
@@ -127,7 +130,7 @@ def _pictures(records: Sequence[Record], reader: Reader, progress: Progress) -> 
     found = []
     for record in files.values():
         found.append(reader.picture(record))
-        progress("pictures", len(found), len(files))
+        progress("pictures read", len(found), len(files))
     return found
 
 
@@ -135,5 +138,5 @@ def _texts(records: Sequence[Record], reader: Reader, probe: Probe, progress: Pr
     found = []
     for record in records:
         found.append(reader.text(record, probe(reader.picture(record))))
-        progress("questions", len(found), len(records))
+        progress("questions encoded", len(found), len(records))
     return found

@@ -30,8 +30,8 @@ RUNTIME_ONLY_IN = {
 }
 RUNTIME_EVERYWHERE = {"numpy", "PIL", "tokenizers"}
 NEVER_BELOW_EXPORT = {"torch", "transformers", "onnx", "optimum", "safetensors", "sentencepiece", "ml_dtypes"}
-# Below export/pixelrt_export torch belongs to the reference, to training, and to reading pickles.
-TORCH_ONLY_IN = ("reference", "tiny", "shards.py")
+# Below export/pixelrt_export torch belongs to the reference, what compares with it, training, and reading pickles.
+TORCH_ONLY_IN = ("reference", "tiny", "shards.py", "verify")
 STANDARD = __import__("sys").stdlib_module_names
 
 Import = tuple[str, Path, int]

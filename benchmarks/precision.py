@@ -18,6 +18,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,7 @@ SETTINGS = (
     Setting("int4, block 64", "int4", Settings(block=64)),
     Setting("int4, block 128", "int4", Settings(block=128)),
     Setting("int4, nearest steps", "int4", Settings(calibrated=False)),
+    Setting("nf4", "nf4", Settings()),
 )
 # One answer: what must be the same, and the masks.
 Reply = tuple[Any, list[np.ndarray]]
@@ -146,6 +148,8 @@ def main() -> None:
     args = parser.parse_args()
     names = args.precisions.split(";") if args.precisions else [s.name for s in SETTINGS]
     chosen = [s for s in SETTINGS if s.name in {"fp32", *names}]
+    if find_spec("bitsandbytes") is None:
+        chosen = [s for s in chosen if s.precision != "nf4"]  # needs the nf4 extra
     with tempfile.TemporaryDirectory() as folder:
         rows = measure(args.checkpoint, args.scenes, args.scratch or Path(folder), chosen)
     print(table(rows))

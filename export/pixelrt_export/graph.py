@@ -221,7 +221,7 @@ class Graph:
             [self._value_info(t) for t in self.outputs],
             list(self._initializers.values()),
         )
-        domains = sorted({function.domain for function in self._functions.values()})
+        domains = sorted({node.domain for node in self._nodes} - {""})
         return helper.make_model(
             proto,
             opset_imports=[

@@ -26,6 +26,7 @@ ONNX_DTYPES: dict[str, int] = {
     "float16": onnx.TensorProto.FLOAT16,
     "int4": onnx.TensorProto.INT4,
     "int8": onnx.TensorProto.INT8,
+    "uint8": onnx.TensorProto.UINT8,
     "int64": onnx.TensorProto.INT64,
     "bool": onnx.TensorProto.BOOL,
 }
@@ -66,7 +67,7 @@ class WeightFile:
     def put(self, name: str, dtype: str, make: Callable[[], np.ndarray]) -> Slot:
         """The slot of tensor `name`, made and appended in `dtype` on first use.
 
-        dtype: float32, float16, int8, or int4 (made as int8, two values a byte, the first one in the low half).
+        dtype: float32, float16, uint8, int8, or int4 (made as int8, two values a byte, the first one in the low half).
 
         Raises InputError when a value does not fit `dtype`, ValueError when one name is asked for in two types.
         """

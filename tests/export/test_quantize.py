@@ -197,3 +197,40 @@ def test_input_steps_lose_least() -> None:
     assert steps["a"] == pytest.approx(3 / 127)
     errors = [np.square(np.clip(np.rint(far / s), -128, 127) * s - far).sum() for s in np.array(CLIPS) * 12 / 127]
     assert steps["b"] == pytest.approx(CLIPS[int(np.argmin(errors))] * 12 / 127) and steps["b"] < 12 / 127
+
+
+@pytest.mark.parametrize("shape", [(24, 64), (7, 352)])
+def test_nf4_is_bitsandbytes_own(tmp_path: Path, shape: tuple[int, int]) -> None:
+    """The formula of nf4.py is what bitsandbytes dequantises to, and what ONNX Runtime multiplies with."""
+    functional = pytest.importorskip("bitsandbytes", reason="needs the nf4 extra").functional
+    import torch
+    from pixelrt_export.quantize.nf4 import dequantise, nf4_product, quantise
+
+    w, x = weights(*shape), weights(5, shape[1], seed=1)
+    own = functional.quantize_4bit(
+        torch.from_numpy(w), blocksize=64, compress_statistics=True, quant_type="nf4"
+    )
+    dense = dequantise(*quantise(w), shape)
+    np.testing.assert_allclose(dense, functional.dequantize_4bit(*own).numpy(), atol=1e-7)
+    with WeightFile(tmp_path / "w") as file:
+        product = nf4_product(lambda name: True)
+        for opset, activations in ((21, "float32"), (24, "float32"), (24, "float16")):
+            g = Graph("g", file, activations=activations, storage="float16", opset=opset, product=product)
+            value = g.linear(g.input("x", "activations", ["B", shape[1]]), "a", lambda: w)
+            g.output(value, "y", "activations", ["B", shape[0]])
+            got, kinds = run(g, tmp_path, x)
+            assert "MatMulBnb4" in kinds
+            # Sums of 64 to 352 products in another order; fp16 has 11 bits.
+            limit = 1e-5 if activations == "float32" else 2e-3
+            assert np.linalg.norm(got - x @ dense.T) < limit * np.linalg.norm(got)
+
+
+def test_nf4_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    import sys
+
+    from pixelrt.errors import MissingExtra
+    from pixelrt_export.quantize.nf4 import quantise
+
+    monkeypatch.setitem(sys.modules, "bitsandbytes", None)
+    with pytest.raises(MissingExtra, match=r"pip install 'pixelrt\[nf4\]'"):
+        quantise(weights(4, 64))

@@ -14,6 +14,8 @@ from pixelrt_export.graphs.language import Tensor
 from pixelrt_export.model_config import LanguageConfig
 from pixelrt_export.quantize.blocks import Blocks, block_of, round_blocks
 from pixelrt_export.quantize.language import LanguageRounding, Text
+from pixelrt_export.quantize.nf4 import BLOCK as NF4_BLOCK
+from pixelrt_export.quantize.nf4 import nf4_product
 from pixelrt_export.quantize.probe import Probe
 from pixelrt_export.quantize.products import int4_product, int8_product, int8_weight_product
 from pixelrt_export.quantize.ranges import input_steps
@@ -85,7 +87,7 @@ def plan(
             about["encoder"] = {"form": "int8", "rounds": "weights and activations"}
         if wanted:
             texts = _texts(records, model.reader, probe, settings.progress)
-    if precision["language"] in ("int8", "int4"):
+    if precision["language"] in ("int8", "int4", "nf4"):
 
         def chosen(name: str) -> bool:
             return name.startswith(LANGUAGE_LAYERS) and not settings.kept(name)
@@ -93,6 +95,9 @@ def plan(
         if precision["language"] == "int8":
             products["language"] = int8_weight_product(chosen)
             about["language"] = {"form": "int8", "rounds": "weights"}
+        elif precision["language"] == "nf4":
+            products["language"] = nf4_product(chosen)
+            about["language"] = {"form": "nf4", "rounds": "weights", "block": NF4_BLOCK}
         else:
             products["language"] = int4_product(_rounding(settings, model, texts, chosen), chosen)
             how = "calibrated" if wanted else "nearest"

@@ -21,6 +21,7 @@ from pixelrt_export.checkpoint import Checkpoint
 from pixelrt_export.export import Sink
 from pixelrt_export.families import family_of
 from pixelrt_export.graph import Graph
+from pixelrt_export.quantize.nf4 import dequantise
 from pixelrt_export.quantize.plan import Model
 from pixelrt_export.verify.comparison import STORED_LIMITS, TILE_LIMITS, Finding, cosine, relative_error
 from pixelrt_export.weight_file import Slot
@@ -74,15 +75,20 @@ class ComparingWeights:
         wanted = np.asarray(make(), np.float32)
         if name not in self.seen:
             self.seen.add(name)
-            form, found = self._read(name)
+            form, found = self._read(name, wanted.shape)
             self._compare(name, form, found, wanted)
         return Slot(name, dtype, wanted.shape, 0, 0)
 
-    def _read(self, name: str) -> tuple[str, np.ndarray]:
+    def _read(self, name: str, shape: tuple[int, ...]) -> tuple[str, np.ndarray]:
         """(precision, the numbers that are meant); an empty array where the bundle has no such tensor."""
         if name in self.places:
             array = self._array(name)
             return "fp32" if array.dtype == np.float32 else "fp16", array.astype(np.float32)
+        absmax = name.removesuffix(".weight") + ".absmax"
+        if f"{name}.nf4" in self.places and absmax in self.places:
+            outputs, inputs = shape[::-1]
+            found = dequantise(self._array(f"{name}.nf4"), self._array(absmax), (outputs, inputs))
+            return "nf4", found.T
         scale = name.removesuffix(".weight") + ".scale"
         for form in ("int4", "int8"):
             if f"{name}.{form}" in self.places and scale in self.places:

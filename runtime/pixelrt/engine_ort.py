@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -37,10 +38,8 @@ def return_freed_weights() -> None:
     226 MB (blocks of 32) took 600 MB to load without this and 356 MB with it, in the same time. C libraries without
     mallopt are left alone.
     """
-    try:
+    with suppress(AttributeError, OSError, TypeError):
         ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, MMAP_FROM)
-    except (AttributeError, OSError, TypeError):
-        pass
 
 
 class OrtEngine:

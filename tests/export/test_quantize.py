@@ -207,11 +207,13 @@ def test_nf4_is_bitsandbytes_own(tmp_path: Path, shape: tuple[int, int]) -> None
     from pixelrt_export.quantize.nf4 import dequantise, nf4_product, quantise
 
     w, x = weights(*shape), weights(5, shape[1], seed=1)
+    # Flat, as it is stored: bitsandbytes 0.50's CPU reading of a matrix whose width is no multiple of 64 is wrong (off
+    # by 0.22 of what was rounded, where the flat one and ours are by 0.09).
     own = functional.quantize_4bit(
-        torch.from_numpy(w), blocksize=64, compress_statistics=True, quant_type="nf4"
+        torch.from_numpy(w).reshape(-1), blocksize=64, compress_statistics=True, quant_type="nf4"
     )
     dense = dequantise(*quantise(w), shape)
-    np.testing.assert_allclose(dense, functional.dequantize_4bit(*own).numpy(), atol=1e-7)
+    np.testing.assert_allclose(dense, functional.dequantize_4bit(*own).numpy().reshape(shape), atol=1e-7)
     with WeightFile(tmp_path / "w") as file:
         product = nf4_product(lambda name: True)
         for opset, activations in ((21, "float32"), (24, "float32"), (24, "float16")):

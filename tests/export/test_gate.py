@@ -189,3 +189,23 @@ def test_commands(tmp_path: Path) -> None:
 def test_a_bundle_of_another_family(golden_psalm_bundle: Path) -> None:
     with pytest.raises(InputError, match="is of family psalm, its checkpoint of pixellm"):
         verify_bundle(golden_psalm_bundle, open_original(TINY), [])
+
+
+def test_many_pictures_are_compared_in_groups(monkeypatch: pytest.MonkeyPatch, golden_bundle_a: Path) -> None:
+    """Questions are numbered through, and each group is judged."""
+    from types import SimpleNamespace
+
+    from pixelrt_export.verify import bundle as module
+
+    def group(read: Bundle, original: object, progress: object, first: int):
+        return lambda records: Outcome(
+            [Finding("masks", "pixels", 0.0, 1.0, 1.0, first + i) for i in range(len(records))],
+            [Judged(True, [1.0]) for _ in records],
+        )
+
+    monkeypatch.setattr(module, "Check", group)
+    monkeypatch.setattr(module, "compare_stored", lambda *_: [])
+    monkeypatch.setattr(module, "TOGETHER", 2)
+    original = SimpleNamespace(family="pixellm", checkpoint=None, vision_tower=None)
+    found = verify_bundle(golden_bundle_a, original, [None] * 5)
+    assert [finding.question for finding in found.outcome.findings] == [0, 1, 2, 3, 4] and found.same == 1

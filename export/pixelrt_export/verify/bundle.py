@@ -48,5 +48,5 @@ def verify_bundle(
         )
     outcomes = [Outcome(compare_stored(read, original.checkpoint, original.vision_tower), [])]
     for start in range(0, len(records), TOGETHER):
-        outcomes.append(Check(read, original, progress)(records[start : start + TOGETHER]))
+        outcomes.append(Check(read, original, progress, start)(records[start : start + TOGETHER]))
     return Report(joined(outcomes), thresholds or Thresholds(), read.manifest["precision"])

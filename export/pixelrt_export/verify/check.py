@@ -78,8 +78,10 @@ class Check:
         bundle: Bundle,
         original: Original,
         progress: Progress = lambda what, done, total: None,
+        first: int = 0,
     ) -> None:
-        self.bundle, self.original, self._progress = bundle, original, progress
+        """first: number of the first question in the report."""
+        self.bundle, self.original, self._progress, self._first = bundle, original, progress, first
         self.precision: dict[str, str] = bundle.manifest["precision"]
         self.findings: list[Finding] = []
 
@@ -223,7 +225,7 @@ class Check:
                 if len(one.said.masks) != len(redrawn):
                     apart.append(np.inf)
                 for error in apart:
-                    self.findings.append(Finding("masks", "pixels", error, 1.0, MASKS_LIMIT, number))
+                    self._note("masks", "pixels", error, 1.0, MASKS_LIMIT, number)
             count = max(len(wanted), len(one.said.masks))
             ious = [iou(a, b) for a, b in zip(one.said.masks, wanted, strict=False)]
             drawn = calls[-1].outputs if calls else None
@@ -244,7 +246,14 @@ class Check:
     def _record(
         self, stage: str, where: str, a: np.ndarray, b: np.ndarray, limit: float, question: int
     ) -> None:
-        self.findings.append(Finding(stage, where, relative_error(a, b), cosine(a, b), limit, question))
+        self._note(stage, where, relative_error(a, b), cosine(a, b), limit, question)
+
+    def _note(
+        self, stage: str, where: str, error: float, alike: float, limit: float, question: int
+    ) -> None:
+        """question: in this group; -1 is none of them alone."""
+        number = question if question < 0 else question + self._first
+        self.findings.append(Finding(stage, where, error, alike, limit, number))
 
     def _layer(
         self,
@@ -261,4 +270,4 @@ class Check:
             found = found.reshape(wanted.shape)
         added = wanted - given if wanted.shape == given.shape else wanted
         error = relative_error(found, wanted, added)
-        self.findings.append(Finding(stage, place, error, cosine(found, wanted), limit, question))
+        self._note(stage, place, error, cosine(found, wanted), limit, question)

@@ -209,3 +209,15 @@ def test_many_pictures_are_compared_in_groups(monkeypatch: pytest.MonkeyPatch, g
     original = SimpleNamespace(family="pixellm", checkpoint=None, vision_tower=None)
     found = verify_bundle(golden_bundle_a, original, [None] * 5)
     assert [finding.question for finding in found.outcome.findings] == [0, 1, 2, 3, 4] and found.same == 1
+
+
+def test_an_answer_is_the_original_s_if_each_word_is_its_choice() -> None:
+    """Logits of a codebook row of the prompt come first and decide nothing."""
+    from pixelrt_export.verify.original import Said
+    from pixelrt_export.verify.pixellm import PixelLMOriginal
+
+    logits = np.zeros((1, 3, 5), np.float32)
+    logits[0, [0, 1, 2], [4, 3, 1]] = 1
+    for words, same in (([3, 1], True), ([3, 2], False), ([4, 1], False), ([4, 3, 1], True)):
+        said = Said(words, [])
+        assert PixelLMOriginal.agrees(None, None, said, {"logits": logits}, None, None) is same  # type: ignore

@@ -97,7 +97,7 @@ class LanguageRounding:
             probe.weights[key] = blocks.dense()
             yield name, blocks
         self._states = [
-            probe(text.inputs(states, self.config, i))["states"][0]
+            probe(text.inputs(states, self.config, i), taps=False)["states"][0]
             for text, states in zip(self.texts, self._states, strict=True)
         ]
 

@@ -142,6 +142,6 @@ def _pictures(records: Sequence[Record], reader: Reader, progress: Progress) -> 
 def _texts(records: Sequence[Record], reader: Reader, probe: Probe, progress: Progress) -> list[Text]:
     found = []
     for record in records:
-        found.append(reader.text(record, probe(reader.picture(record))))
+        found.append(reader.text(record, probe(reader.picture(record), taps=False)))
         progress("questions encoded", len(found), len(records))
     return found

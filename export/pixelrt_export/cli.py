@@ -1,16 +1,41 @@
-"""`pixelrt export`: joins the runtime's command line through the entry-point group `pixelrt.commands`."""
+"""`pixelrt export` and `pixelrt verify`: join the runtime's command line by the entry points `pixelrt.commands`."""
 
 from __future__ import annotations
 
 import shlex
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import click
 from pixelrt.cli import debug_option, say
 
+# As in pixelrt_export.export, which is not imported before it is needed.
 PRECISIONS = click.Choice(["fp32", "fp16", "int8", "int4", "nf4"])
+ENCODER, LANGUAGE = click.Choice(["fp32", "fp16", "int8"]), PRECISIONS
+PIXEL_DECODER = click.Choice(["fp32", "fp16"])
+BLOCKS = click.Choice(["32", "64", "128"])
+
+
+_vision_tower = click.option(
+    "--vision-tower",
+    type=click.Path(path_type=Path),
+    help="Folder of the CLIP checkpoint, where it does not lie beside CHECKPOINT.",
+)
+
+
+def _thresholds(command: Callable[..., None]) -> Callable[..., None]:
+    """--min-iou and --min-same."""
+    part = click.FloatRange(0, 1)
+    iou = click.option(
+        "--min-iou", type=part, default=0.98, show_default=True, help="Mean IoU with the checkpoint's masks."
+    )
+    same = click.option(
+        "--min-same", type=part, default=0.9, show_default=True, help="Part of the questions answered alike."
+    )
+    return iou(same(command))
 
 
 @click.command()
@@ -19,14 +44,26 @@ PRECISIONS = click.Choice(["fp32", "fp16", "int8", "int4", "nf4"])
 @click.option(
     "--precision", type=PRECISIONS, default="fp32", show_default=True, help="Of the stored weights."
 )
-@click.option("--encoder", type=PRECISIONS, help="Precision of this stage alone.")
-@click.option("--language", type=PRECISIONS, help="Precision of this stage alone.")
-@click.option("--pixel-decoder", type=PRECISIONS, help="Precision of this stage alone.")
+@click.option("--encoder", type=ENCODER, help="Precision of this stage alone.")
+@click.option("--language", type=LANGUAGE, help="Precision of this stage alone.")
+@click.option("--pixel-decoder", type=PIXEL_DECODER, help="Precision of this stage alone.")
 @click.option(
-    "--vision-tower",
-    type=click.Path(path_type=Path),
-    help="Folder of the CLIP checkpoint, where it does not lie beside CHECKPOINT.",
+    "--block", type=BLOCKS, default="32", show_default=True, help="Of int4: inputs that share a scale."
 )
+@click.option(
+    "--calib",
+    type=click.Path(path_type=Path),
+    help="Folder of pictures like yours, with a prompts.jsonl if you like, to calibrate with "
+    "(default: calib_data of the project).",
+)
+@click.option(
+    "--gate/--no-gate",
+    default=None,
+    help="Compare with the checkpoint before the bundle gets its name (default: where layers are rounded).",
+)
+@click.option("--auto", is_flag=True, help="Keep the layers at fault in 16 bits where the gate says no.")
+@_thresholds
+@_vision_tower
 @debug_option
 def export(
     checkpoint: Path,
@@ -35,28 +72,100 @@ def export(
     encoder: str | None,
     language: str | None,
     pixel_decoder: str | None,
+    block: str,
+    calib: Path | None,
+    gate: bool | None,
+    auto: bool,
+    min_iou: float,
+    min_same: float,
     vision_tower: Path | None,
 ) -> None:
     """Turn a CHECKPOINT folder into a BUNDLE folder.
 
-    fp32 changes nothing; fp16 halves the bundle.
+    fp32 changes nothing; fp16 halves the bundle. int8 rounds the encoder's weights and activations and the
+    language model's weights, int4 and nf4 the language model's weights; all the rest is then fp16.
     """
     from pixelrt_export.export import export_bundle
+    from pixelrt_export.gate import ROUNDED, Refused, export_gated
+    from pixelrt_export.quantize.plan import Settings
+    from pixelrt_export.verify.report import Thresholds
 
-    stages = {"encoder": encoder, "language": language, "pixel_decoder": pixel_decoder}
+    given = {"encoder": encoder, "language": language, "pixel_decoder": pixel_decoder}
+    stages = {stage: value for stage, value in given.items() if value}
     start = time.perf_counter()
-    path = export_bundle(
-        checkpoint,
-        bundle,
-        precision=precision,
-        stages={stage: value for stage, value in stages.items() if value},
-        vision_tower=vision_tower,
-        progress=ProgressLine(),
-    )
+    settings = Settings(calib=calib, block=int(block), progress=CountLine())
+    common: dict[str, Any] = {
+        "precision": precision,
+        "stages": stages,
+        "vision_tower": vision_tower,
+        "settings": settings,
+        "progress": ProgressLine(),
+    }
+    rounds = {precision, *stages.values()} & set(ROUNDED)
+    if gate or auto or (gate is None and rounds):
+        thresholds = Thresholds(min_iou, min_same)
+        try:
+            path, report = export_gated(
+                checkpoint,
+                bundle,
+                **common,
+                thresholds=thresholds,
+                auto=auto,
+                note=lambda text: say(text, err=True),
+            )
+        except Refused as refused:
+            say(f"refused: {refused}", err=True)
+            raise click.exceptions.Exit(1) from None
+        say(f"verified: {report.sentence()}")
+    else:
+        path = export_bundle(checkpoint, bundle, **common)
     size = sum(file.stat().st_size for file in path.iterdir())
     say(f"{path}  {size / 1e6:.1f} MB  {time.perf_counter() - start:.1f} s")
     if click.get_current_context().meta.get("pixelrt.next", True):  # `pixelrt run` has a better one
         say(f"next: {shlex.join(['pixelrt', 'segment', str(path), 'IMAGE', 'Segment the ...'])}")
+
+
+@click.command()
+@click.argument("bundle", type=click.Path(path_type=Path))
+@click.argument("checkpoint", type=click.Path(path_type=Path))
+@click.option(
+    "--images",
+    type=click.Path(path_type=Path),
+    help="Folder of pictures, with a prompts.jsonl if you like (default: calib_data of the project).",
+)
+@click.option("--out", type=click.Path(path_type=Path), help="Folder for report.json, report.md and drift.svg.")
+@_thresholds
+@_vision_tower
+@debug_option
+def verify(
+    bundle: Path,
+    checkpoint: Path,
+    images: Path | None,
+    out: Path | None,
+    min_iou: float,
+    min_same: float,
+    vision_tower: Path | None,
+) -> None:
+    """Compare BUNDLE with the CHECKPOINT it was made from: stage by stage, layer by layer, answer by answer.
+
+    The checkpoint is computed in torch, not with the bundle's graphs. Exit code 1 where they differ by more than the
+    bundle's precision explains, or answers and masks by more than is wanted; the line says in which stage.
+    """
+    from pixelrt_export.quantize.records import read_records
+    from pixelrt_export.verify.bundle import open_original, verify_bundle
+    from pixelrt_export.verify.report import Thresholds
+
+    records, original = read_records(images), open_original(checkpoint, vision_tower)
+    report = verify_bundle(bundle, original, records, Thresholds(min_iou, min_same), CountLine())
+    for stage, row in report.stages().items():
+        say(f"{stage:<22} largest error {row['error']:8.2g}  may be {row['limit']:<6g}  cosine {row['cosine']:.6f}")
+    if out is not None:
+        out.mkdir(parents=True, exist_ok=True)
+        report.write(out)
+        say(f"report: {out / 'report.md'}")
+    say(f"{'passed' if report.passed else 'failed'}: {report.sentence()}")
+    if not report.passed:
+        raise click.exceptions.Exit(1)
 
 
 class ProgressLine:
@@ -72,3 +181,20 @@ class ProgressLine:
         left = f"{seconds * (total - done) / done:5.0f} s left" if 0 < done < total else ""
         line = f"{what:32.32} {done / 1e6:9.1f} of {total / 1e6:.1f} MB {left}"
         click.echo(f"\r\x1b[2K{line}" + ("\r\x1b[2K" if what == "manifest.json" else ""), err=True, nl=False)
+
+
+class CountLine:
+    """The same for steps that are counted."""
+
+    def __init__(self) -> None:
+        self.start, self.what = time.perf_counter(), ""
+
+    def __call__(self, what: str, done: int, total: int) -> None:
+        if not sys.stderr.isatty():
+            return
+        if what != self.what:
+            self.start, self.what = time.perf_counter(), what
+        seconds = time.perf_counter() - self.start
+        left = f"{seconds * (total - done) / done:5.0f} s left" if 0 < done < total else ""
+        line = f"{what}: {done} of {total} {left}" if done < total else ""
+        click.echo(f"\r\x1b[2K{line}", err=True, nl=False)

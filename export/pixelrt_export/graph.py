@@ -14,13 +14,20 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
-from pixelrt_export.weight_file import ONNX_DTYPES, WeightFile
+from pixelrt_export.weight_file import ONNX_DTYPES, Weights
 
 # ONNX IR versions that first carry each opset we write.
 IR_VERSIONS = {20: 9, 21: 10, 24: 11}
 
 Array = np.ndarray
 Make = Callable[[], Array]
+# graph, x (…, K), name of the layer, its weight (K, N) -> x W
+Product = Callable[["Graph", str, str, Make], str]
+
+
+def plain_product(g: Graph, x: str, name: str, weight: Make) -> str:
+    """x W with W in the type of all weights."""
+    return str(g.op("MatMul", x, g.weight(f"{name}.weight", weight)))
 
 
 class Graph:
@@ -29,11 +36,23 @@ class Graph:
     activations: float32 or float16, the type that flows between nodes.
     storage: float32 or float16, the type of weights on disk; a Cast follows each weight where the two differ
     (ONNX Runtime and TensorRT fold it when they load the graph).
+    product: how a linear layer multiplies; `quantize` has others.
     """
 
-    def __init__(self, name: str, weights: WeightFile, *, activations: str, storage: str, opset: int) -> None:
-        self.name, self.weights = name, weights
+    def __init__(
+        self,
+        name: str,
+        weights: Weights,
+        *,
+        activations: str,
+        storage: str,
+        opset: int,
+        product: Product = plain_product,
+    ) -> None:
+        self.name, self.weights, self._product = name, weights, product
         self.activations, self.storage, self.opset = activations, storage, opset
+        self.products: dict[str, str] = {}  # linear layer -> the value that it multiplies
+        self.taps: dict[str, str] = {}  # name of a place in the model -> the value there
         self.inputs: list[dict[str, Any]] = []
         self.outputs: list[dict[str, Any]] = []
         self._nodes: list[onnx.NodeProto] = []
@@ -69,7 +88,15 @@ class Graph:
     def weight(self, name: str, make: Make) -> str:
         """A tensor of the weight file, in the activation type. `make` is called when it is first written."""
         if name not in self._values:
-            slot = self.weights.put(name, self.storage, make)
+            stored = self.stored(name, self.storage, make)
+            same = self.storage == self.activations
+            self._values[name] = stored if same else self.cast(stored, self.activations)
+        return self._values[name]
+
+    def stored(self, name: str, dtype: str, make: Make) -> str:
+        """A tensor of the weight file as it is stored there."""
+        if name not in self._initializers:
+            slot = self.weights.put(name, dtype, make)
             tensor = onnx.TensorProto(name=name, data_type=ONNX_DTYPES[slot.dtype], dims=slot.shape)
             tensor.data_location = onnx.TensorProto.EXTERNAL
             for key, value in (
@@ -79,8 +106,7 @@ class Graph:
             ):
                 tensor.external_data.add(key=key, value=str(value))
             self._initializers[name] = tensor
-            self._values[name] = name if slot.dtype == self.activations else self.cast(name, self.activations)
-        return self._values[name]
+        return name
 
     def constant(self, array: Array | Sequence[int] | float) -> str:
         """A small constant kept inside the `.onnx` file; floats take the activation type."""
@@ -91,6 +117,21 @@ class Graph:
             if len(name) > 120:
                 raise ValueError(f"constant of {value.size} values belongs in the weight file")
             self._initializers[name] = numpy_helper.from_array(value, name)
+        return name
+
+    def tap(self, place: str, value: str) -> str:
+        """Give a place in the model a name, so that what flows there can be compared with the original."""
+        self.taps[place] = value
+        return value
+
+    def shape(self, name: str) -> list[int]:
+        """Of a tensor that `stored` or `constant` gave."""
+        return list(self._initializers[name].dims)
+
+    def zero_int8(self) -> str:
+        """The zero point of symmetric int8."""
+        name = "const.int8.zero"
+        self._initializers.setdefault(name, numpy_helper.from_array(np.zeros((), np.int8), name))
         return name
 
     def op(self, kind: str, *inputs: str, outputs: Sequence[str] | int = 1, **attributes: Any) -> Any:
@@ -129,7 +170,8 @@ class Graph:
     def linear(self, x: str, name: str, weight: Make, bias: Make | None = None) -> str:
         """y = x W^T + b with W (out, in) as checkpoints hold it; stored transposed, (in, out)."""
         with self.scope(name.rsplit(".", 1)[-1]):
-            y = self.op("MatMul", x, self.weight(f"{name}.weight", lambda: weight().T))
+            self.products[name] = x
+            y = self._product(self, x, name, lambda: weight().T)
             return str(y if bias is None else self.op("Add", y, self.weight(f"{name}.bias", bias)))
 
     def layer_norm(self, x: str, name: str, weight: Make, bias: Make, epsilon: float) -> str:
@@ -170,8 +212,8 @@ class Graph:
         dtype = self.activations if tensor["dtype"] == "activations" else tensor["dtype"]
         return helper.make_tensor_value_info(tensor["name"], ONNX_DTYPES[dtype], tensor["shape"])
 
-    def save(self, path: Path) -> None:
-        """Write the thin file; it must lie beside the weight file it names."""
+    def model(self) -> onnx.ModelProto:
+        """The graph so far, its large tensors named and not held."""
         proto = helper.make_graph(
             self._nodes,
             self.name,
@@ -179,8 +221,8 @@ class Graph:
             [self._value_info(t) for t in self.outputs],
             list(self._initializers.values()),
         )
-        domains = sorted({function.domain for function in self._functions.values()})
-        model = helper.make_model(
+        domains = sorted({node.domain for node in self._nodes} - {""})
+        return helper.make_model(
             proto,
             opset_imports=[
                 helper.make_opsetid("", self.opset),
@@ -190,4 +232,7 @@ class Graph:
             ir_version=IR_VERSIONS[self.opset],
             producer_name="pixelrt",
         )
-        path.write_bytes(model.SerializeToString(deterministic=True))
+
+    def save(self, path: Path) -> None:
+        """Write the thin file; it must lie beside the weight file it names."""
+        path.write_bytes(self.model().SerializeToString(deterministic=True))

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
+from typing import Protocol
 
 import ml_dtypes
 import numpy as np
@@ -23,6 +24,9 @@ LARGE = 1 << 16
 ONNX_DTYPES: dict[str, int] = {
     "float32": onnx.TensorProto.FLOAT,
     "float16": onnx.TensorProto.FLOAT16,
+    "int4": onnx.TensorProto.INT4,
+    "int8": onnx.TensorProto.INT8,
+    "uint8": onnx.TensorProto.UINT8,
     "int64": onnx.TensorProto.INT64,
     "bool": onnx.TensorProto.BOOL,
 }
@@ -39,6 +43,15 @@ class Slot:
     length: int
 
 
+class Weights(Protocol):
+    """Where a graph's tensors go."""
+
+    @property
+    def path(self) -> Path: ...
+    def __contains__(self, name: str) -> bool: ...
+    def put(self, name: str, dtype: str, make: Callable[[], np.ndarray]) -> Slot: ...
+
+
 class WeightFile:
     """Append-only writer of `weights.data`; use as a context manager."""
 
@@ -48,8 +61,13 @@ class WeightFile:
         self.slots: dict[str, Slot] = {}
         self._file = path.open("wb")
 
+    def __contains__(self, name: str) -> bool:
+        return name in self.slots
+
     def put(self, name: str, dtype: str, make: Callable[[], np.ndarray]) -> Slot:
-        """The slot of tensor `name`, made and appended in `dtype` (float32 or float16) on first use.
+        """The slot of tensor `name`, made and appended in `dtype` on first use.
+
+        dtype: float32, float16, uint8, int8, or int4 (made as int8, two values a byte, the first one in the low half).
 
         Raises InputError when a value does not fit `dtype`, ValueError when one name is asked for in two types.
         """
@@ -57,12 +75,13 @@ class WeightFile:
             if self.slots[name].dtype != dtype:
                 raise ValueError(f"weight {name} is stored as {self.slots[name].dtype}, asked for as {dtype}")
             return self.slots[name]
-        array = narrowed(name, make(), dtype)
+        values = make()
+        array = packed(values) if dtype == "int4" else narrowed(name, values, dtype)
         alignment = PAGE if array.nbytes >= LARGE else LINE
         self._file.write(b"\0" * (-self._file.tell() % alignment))
         offset = self._file.tell()
         array.tofile(self._file)
-        self.slots[name] = Slot(name, dtype, array.shape, offset, array.nbytes)
+        self.slots[name] = Slot(name, dtype, values.shape, offset, array.nbytes)
         self._written(name, self.size)
         return self.slots[name]
 
@@ -78,6 +97,15 @@ class WeightFile:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._file.close()
+
+
+def packed(values: np.ndarray) -> np.ndarray:
+    """Values -8..7 in int8, row-major, two a byte: ONNX's layout of INT4."""
+    flat = values.reshape(-1)
+    if len(flat) % 2 or flat.dtype != np.int8 or flat.min(initial=0) < -8 or flat.max(initial=0) > 7:
+        raise ValueError("int4 tensors are made as an even number of int8 values from -8 to 7")
+    nibbles = flat.view(np.uint8) & 15
+    return np.asarray(nibbles[::2] | nibbles[1::2] << 4, np.uint8)
 
 
 def narrowed(name: str, array: np.ndarray, dtype: str) -> np.ndarray:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -26,6 +28,20 @@ NUMPY_TYPES: dict[str, np.dtype[Any]] = {
 }
 
 
+M_MMAP_THRESHOLD, MMAP_FROM = -3, 1 << 20  # glibc's malloc.h; bytes
+
+
+def return_freed_weights() -> None:
+    """Let freed blocks of 1 MiB and more go back to the system, for this process.
+
+    ONNX Runtime repacks rounded weights when it loads them, and glibc keeps what is freed meanwhile: an int4 graph of
+    226 MB (blocks of 32) took 600 MB to load without this and 356 MB with it, in the same time. C libraries without
+    mallopt are left alone.
+    """
+    with suppress(AttributeError, OSError, TypeError):
+        ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, MMAP_FROM)
+
+
 class OrtEngine:
     """One ONNX Runtime session."""
 
@@ -35,6 +51,7 @@ class OrtEngine:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         options.log_severity_level = 3
+        return_freed_weights()
         try:
             self._session = onnxruntime.InferenceSession(
                 str(file.path), options, providers=["CPUExecutionProvider"]

@@ -17,6 +17,7 @@ EXTRA_OF_MODULE = {
     "sentencepiece": "export",
     "google": "export",
     "pixelrt_export": "export",
+    "bitsandbytes": "nf4",
     "skimage": "train",
     "av": "video",
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import runpy
 import shutil
 from pathlib import Path
@@ -88,10 +89,19 @@ def test_token_table_takes_the_narrowest_faithful_type() -> None:
     assert sixteen_bits(huge, "fp16")[0] == "float32"
 
 
-@pytest.mark.parametrize("precision", ["int8", "int4", "nf4", "fp8"])
-def test_precisions_that_are_not_there(golden_checkpoint_a: Path, tmp_path: Path, precision: str) -> None:
-    with pytest.raises(InputError, match="Choose one of: fp32, fp16"):
-        export_bundle(golden_checkpoint_a, tmp_path / "b", precision=precision)
+@pytest.mark.parametrize(
+    ("precision", "stages", "sentence"),
+    [
+        ("fp8", {}, "Choose one of: fp32, fp16, int8, int4, nf4"),
+        ("fp32", {"encoder": "int4"}, "encoder cannot be stored in 'int4'. Choose one of: fp32, fp16, int8"),
+        ("fp32", {"head": "fp16"}, "no such stage"),
+    ],
+)
+def test_precisions_that_are_not_there(
+    golden_checkpoint_a: Path, tmp_path: Path, precision: str, stages: dict[str, str], sentence: str
+) -> None:
+    with pytest.raises(InputError, match=re.escape(sentence)):
+        export_bundle(golden_checkpoint_a, tmp_path / "b", precision=precision, stages=stages)
     assert left_in(tmp_path) == set()
 
 

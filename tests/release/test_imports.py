@@ -30,8 +30,15 @@ RUNTIME_ONLY_IN = {
 }
 RUNTIME_EVERYWHERE = {"numpy", "PIL", "tokenizers"}
 NEVER_BELOW_EXPORT = {"torch", "transformers", "onnx", "optimum", "safetensors", "sentencepiece", "ml_dtypes"}
-# Below export/pixelrt_export torch belongs to the reference, to training, and to reading pickles.
-TORCH_ONLY_IN = ("reference", "tiny", "shards.py")
+# Below export/pixelrt_export torch belongs to the reference, what compares with it, training, and reading pickles.
+TORCH_ONLY_IN = (
+    "reference",
+    "tiny",
+    "shards.py",
+    "verify/pixellm.py",
+    "verify/psalm.py",
+    "quantize/nf4.py",  # bitsandbytes takes tensors
+)
 STANDARD = __import__("sys").stdlib_module_names
 
 Import = tuple[str, Path, int]
@@ -57,7 +64,9 @@ def all_imports(package: str) -> list[Import]:
 
 
 def inside(file: Path, package: str, places: tuple[str, ...]) -> bool:
-    return file.relative_to(PACKAGES[package]).parts[0] in places
+    """places: files and folders, by their path in the package."""
+    path = file.relative_to(PACKAGES[package])
+    return any(path == Path(place) or Path(place) in path.parents for place in places)
 
 
 def listed(found: list[Import]) -> list[str]:

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from pixelrt.errors import InputError
+from pixelrt.families.pixellm import MARK
+from pixelrt.image import ImageSpec, open_image, prepare
+from pixelrt.prompt import PromptBuilder, read_tokenizer
+from pixelrt.tokens import TokenTable
 
 from pixelrt_export.checkpoint import Checkpoint
 from pixelrt_export.config import PixelLMConfig
 from pixelrt_export.export import Sink
+from pixelrt_export.graph import Graph
 from pixelrt_export.graphs.language import OPSETS, build_language, token_head
 from pixelrt_export.graphs.pixellm import build_encoder, build_pixel_decoder
 from pixelrt_export.licence import licence_of
@@ -21,6 +28,9 @@ from pixelrt_export.llama_tokenizer import (
     tokenizer_hashes,
 )
 from pixelrt_export.pixellm_tensors import DEAD_TENSORS, decoder_depth_and_mlp, pixellm_tensors
+from pixelrt_export.quantize.language import Text
+from pixelrt_export.quantize.plan import Model
+from pixelrt_export.quantize.records import Record
 from pixelrt_export.vision_tower import (
     DEAD_VISION_TENSORS,
     find_vision_tower,
@@ -28,6 +38,8 @@ from pixelrt_export.vision_tower import (
     vision_tensors,
 )
 
+ENCODER_LAYERS = "clip.layers."  # of the encoder, what int8 rounds: the tower, not projectors and neck
+ANSWER = "Sure, it is [SEG]."
 VISION_OPSET = 20  # the oldest with Gelu; TensorRT 10.3 reads it
 
 # Conversation `llava_v1` of the original with its two roles; `chat.py` puts the image first.
@@ -61,28 +73,6 @@ def write_bundle(checkpoint: Checkpoint, sink: Sink, vision_tower: Path | None) 
             "rows of embeddings. Take both from one release."
         )
 
-    sink.graph(
-        "encoder",
-        "encoder",
-        VISION_OPSET,
-        lambda g: build_encoder(g, checkpoint.tensor, clip.tensor, config, depth),
-    )
-    for name, cache in (("language", "in_place"), ("language_compat", "concat")):
-        sink.graph(
-            name,
-            "language",
-            OPSETS[cache],
-            lambda g, cache=cache: build_language(
-                g, checkpoint.tensor, config.language, cache, token_head(checkpoint.tensor, config.language)
-            ),
-            cache=cache,
-        )
-    sink.graph(
-        "pixel_decoder",
-        "pixel_decoder",
-        VISION_OPSET,
-        lambda g: build_pixel_decoder(g, checkpoint.tensor, config, depth),
-    )
     sink.token_table(checkpoint.tensor("model.embed_tokens.weight"))
     sink.text("tokenizer.json", tokenizer.tokenizer.to_str(pretty=False))
     sink.manifest |= {
@@ -111,6 +101,69 @@ def write_bundle(checkpoint: Checkpoint, sink: Sink, vision_tower: Path | None) 
         },
         "license": licence_of(checkpoint.folder),
     }
+
+    def encoder(g: Graph) -> None:
+        build_encoder(g, checkpoint.tensor, clip.tensor, config, depth)
+
+    reader = Reader(sink.folder, sink.manifest)
+    sink.quantise(Model(encoder, VISION_OPSET, ENCODER_LAYERS, checkpoint.tensor, config.language, reader))
+    sink.graph(
+        "encoder",
+        "encoder",
+        VISION_OPSET,
+        encoder,
+    )
+    for name, cache in (("language", "in_place"), ("language_compat", "concat")):
+        sink.graph(
+            name,
+            "language",
+            OPSETS[cache],
+            lambda g, cache=cache: build_language(
+                g, checkpoint.tensor, config.language, cache, token_head(checkpoint.tensor, config.language)
+            ),
+            cache=cache,
+        )
+    sink.graph(
+        "pixel_decoder",
+        "pixel_decoder",
+        VISION_OPSET,
+        lambda g: build_pixel_decoder(g, checkpoint.tensor, config, depth),
+    )
+
+
+class Reader:
+    """What the graphs read of a picture and a question; see `quantize.plan.Reader`."""
+
+    def __init__(self, folder: Path, manifest: Mapping[str, Any]) -> None:
+        """folder: of the bundle that is being written; token table and tokenizer are there."""
+        tokens, table = manifest["tokens"], manifest["embeddings"]
+        self._spec, self._seg = ImageSpec.from_dict(manifest["image"]), tokens["seg"]
+        self._table = TokenTable(folder / table["file"], table["dtype"], table["shape"])
+        self._prompt = PromptBuilder(
+            read_tokenizer(folder / tokens["tokenizer"]),
+            manifest["prompt"]["template"],
+            tokens["bos"],
+            tokens["pad"],
+            manifest["language"]["max_positions"] - tokens["image_tokens"],
+        )
+
+    def picture(self, record: Record) -> dict[str, np.ndarray]:
+        prepared = prepare(open_image(record.image), self._spec)
+        return {"pixels": prepared.pixels, "patch_valid": prepared.patch_valid}
+
+    def text(self, record: Record, encoded: Mapping[str, np.ndarray]) -> Text:
+        """Prompt, picture, and an answer: the words that PixelLM was trained to begin with, unless it is given."""
+        prepared = prepare(open_image(record.image), self._spec)
+        prompt, image = self._prompt(record.prompt), encoded["image_tokens"][0]
+        said = [self._ids(part) for part in (record.answer or ANSWER).split(MARK)]
+        answer = said[0] + [token for part in said[1:] for token in (*self._seg, *part)]
+        states = np.concatenate([self._table(prompt.head), image, self._table(prompt.tail + answer)])
+        visible = np.ones(len(states), np.bool_)
+        visible[len(prompt.head) : len(prompt.head) + len(image)] = prepared.token_valid
+        return Text(states, visible)
+
+    def _ids(self, text: str) -> list[int]:
+        return list(self._prompt.tokenizer.encode(text, add_special_tokens=False).ids)
 
 
 def _tokens(config: PixelLMConfig, tokenizer: LlamaTokenizer) -> dict[str, Any]:

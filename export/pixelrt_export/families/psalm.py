@@ -53,21 +53,30 @@ Manifest, beside what every family writes:
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from pixelrt.errors import InputError
+from pixelrt.families.psalm_prompt import PsalmPrompt
+from pixelrt.image import ImageSpec, open_image, prepare
+from pixelrt.tokens import TokenTable
 
 from pixelrt_export.checkpoint import Checkpoint
 from pixelrt_export.export import Sink
+from pixelrt_export.graph import Graph
 from pixelrt_export.graphs.language import OPSETS, build_language
 from pixelrt_export.graphs.psalm import build_encoder, build_pixel_decoder, condition_head
 from pixelrt_export.licence import licence_of
 from pixelrt_export.psalm_config import PsalmConfig
 from pixelrt_export.psalm_tensors import dead_tensors, psalm_tensors
 from pixelrt_export.psalm_tokenizer import SEG, PsalmTokenizer, read_psalm_tokenizer
+from pixelrt_export.quantize.language import Text
+from pixelrt_export.quantize.plan import Model
+from pixelrt_export.quantize.records import Record
 
+ENCODER_LAYERS = "swin.layers."  # of the encoder, what int8 rounds: the tower, not projector and pixel decoder
 VISION_OPSET = 20  # the oldest with Gelu and N-dimensional GridSample
 
 # Conversation `llava_phi` of the original; up to <image> the same for every task.
@@ -112,7 +121,24 @@ def write_bundle(checkpoint: Checkpoint, sink: Sink, vision_tower: Path | None) 
     dead = checkpoint.account(psalm_tensors(config, found), dead_tensors(config, found))
     tokenizer = read_psalm_tokenizer(checkpoint.folder, config.language.vocab)
 
-    sink.graph("encoder", "encoder", VISION_OPSET, lambda g: build_encoder(g, tensor, config))
+    sink.token_table(np.concatenate([tensor("model.embed_tokens.weight"), tensor("seg_query")]))
+    sink.text("tokenizer.json", tokenizer.tokenizer.to_str(pretty=False))
+    sink.manifest |= _manifest(config, tokenizer) | {
+        "provenance": {
+            "checkpoint": checkpoint.folder.resolve().name,
+            "architecture": checkpoint.config.get("architectures", ["PSALM"])[0],
+            "files": checkpoint.sha256(),
+            "left_out": dead,
+        },
+        "license": licence_of(checkpoint.folder),
+    }
+
+    def encoder(g: Graph) -> None:
+        build_encoder(g, tensor, config)
+
+    reader = Reader(sink.folder, sink.manifest)
+    sink.quantise(Model(encoder, VISION_OPSET, ENCODER_LAYERS, tensor, config.language, reader))
+    sink.graph("encoder", "encoder", VISION_OPSET, encoder)
     for name, cache in (("language", "in_place"), ("language_compat", "concat")):
         sink.graph(
             name,
@@ -126,17 +152,26 @@ def write_bundle(checkpoint: Checkpoint, sink: Sink, vision_tower: Path | None) 
     sink.graph(
         "pixel_decoder", "pixel_decoder", VISION_OPSET, lambda g: build_pixel_decoder(g, tensor, config)
     )
-    sink.token_table(np.concatenate([tensor("model.embed_tokens.weight"), tensor("seg_query")]))
-    sink.text("tokenizer.json", tokenizer.tokenizer.to_str(pretty=False))
-    sink.manifest |= _manifest(config, tokenizer) | {
-        "provenance": {
-            "checkpoint": checkpoint.folder.resolve().name,
-            "architecture": checkpoint.config.get("architectures", ["PSALM"])[0],
-            "files": checkpoint.sha256(),
-            "left_out": dead,
-        },
-        "license": licence_of(checkpoint.folder),
-    }
+
+
+class Reader:
+    """What the graphs read of a picture and a sentence; see `quantize.plan.Reader`."""
+
+    def __init__(self, folder: Path, manifest: Mapping[str, Any]) -> None:
+        """folder: of the bundle that is being written; token table and tokenizer are there."""
+        tokens, table = manifest["tokens"], manifest["embeddings"]
+        self._spec = ImageSpec.from_dict(manifest["image"])
+        self._table = TokenTable(folder / table["file"], table["dtype"], table["shape"])
+        self._prompt = PsalmPrompt(folder / tokens["tokenizer"], manifest["prompt"], tokens)
+
+    def picture(self, record: Record) -> dict[str, np.ndarray]:
+        return {"pixels": prepare(open_image(record.image), self._spec).pixels}
+
+    def text(self, record: Record, encoded: Mapping[str, np.ndarray]) -> Text:
+        tail = self._prompt.sentence([record.prompt])
+        parts = [self._table(self._prompt.head), encoded["image_tokens"][0], self._table(tail.ids)]
+        states = np.concatenate(parts)
+        return Text(states, np.ones(len(states), np.bool_))
 
 
 def _manifest(config: PsalmConfig, tokenizer: PsalmTokenizer) -> dict[str, Any]:

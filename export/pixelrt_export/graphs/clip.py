@@ -76,6 +76,7 @@ def clip_tower(
         batch = g.op("Concat", g.op("Shape", pixels, start=0, end=1), g.constant([1, width]), axis=0)
         x = g.op("Concat", g.op("Expand", g.weight("clip.class_row", class_row), batch), patches, axis=1)
         x = _norm(g, tensor, "clip.pre_layrnorm", prefix + "pre_layrnorm", x, vision)  # (sic, CLIP's own key)
+        g.tap("clip.embeddings", x)
 
         open_, shut = g.constant(0.0), g.constant(float(np.finfo(g.activations).min))
         bias = g.op("Where", g.op("Unsqueeze", patch_valid, g.constant([1, 2])), open_, shut)  # (B, 1, 1, T)
@@ -84,6 +85,7 @@ def clip_tower(
         for i in range(max(layers)):
             with g.scope(f"layers.{i}"):
                 x = _layer(g, tensor, vision, f"clip.layers.{i}", f"{prefix}encoder.layers.{i}", x, bias)
+                g.tap(f"clip.layers.{i}", x)
             if i + 1 in layers:
                 features[i + 1] = g.slice(x, 1, 1, np.iinfo(np.int64).max)
     return [features[i] for i in layers]

@@ -42,9 +42,18 @@ def build_language(g: Graph, tensor: Tensor, config: LanguageConfig, cache: str,
     model = MODELS[config.kind](g, tensor, config)
     for i in range(config.layers):
         with g.scope(f"layers.{i}"):
-            x = model.block(i, x, attend)
+            x = g.tap(f"language.layers.{i}", model.block(i, x, attend))
     with g.scope("head"):
         read(x, model.final_norm)
+
+
+def build_layer(g: Graph, tensor: Tensor, config: LanguageConfig, i: int) -> None:
+    """Layer i alone, in the spelling `concat`: inputs_embeds, position_ids, attn_mask, cache -> states, cache."""
+    x = g.input("inputs_embeds", "activations", ["B", "S", config.hidden])
+    g.input("position_ids", "int64", ["B", "S"])
+    g.input("attn_mask", "bool", ["B", 1, "S", "T"])
+    block = MODELS[config.kind](g, tensor, config).block
+    g.output(block(i, x, _Concat(g, config)), "states", "activations", ["B", "S", config.hidden])
 
 
 def token_head(tensor: Tensor, config: LanguageConfig) -> Head:

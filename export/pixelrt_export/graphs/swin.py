@@ -58,7 +58,7 @@ def swin_tower(g: Graph, tensor: Tensor, config: PsalmConfig, pixels: str) -> li
             strides=[config.patch, config.patch],
         )
         x = g.transpose(g.reshape(x, [0, 0, -1]), [0, 2, 1])
-        x = _norm(g, tensor, x, "patch_embed.norm")
+        x = g.tap("swin.embeddings", _norm(g, tensor, x, "patch_embed.norm"))
         stages = []
         for i, stage in enumerate(config.swin):
             with g.scope(f"layers.{i}"):
@@ -67,6 +67,7 @@ def swin_tower(g: Graph, tensor: Tensor, config: PsalmConfig, pixels: str) -> li
                 for j in range(stage.depth):
                     with g.scope(f"blocks.{j}"):
                         x = _Block(g, tensor, stage, f"layers.{i}.blocks.{j}", bool(j % 2))(x)
+                        g.tap(f"swin.layers.{i}.blocks.{j}", x)
                 stages.append(_norm(g, tensor, x, f"norm{i}"))
     return stages
 

@@ -26,6 +26,7 @@ GROUP = "pixelrt.commands"
 # What is known of them without importing them: (extra, what `--help` says)
 KNOWN = {
     "export": ("export", "Make a bundle from a checkpoint (needs pixelrt[export])."),
+    "verify": ("export", "Compare a bundle with its checkpoint (needs pixelrt[export])."),
 }
 # Errors of a path that was given; any other OSError (a full disk, a broken one) is a failure.
 ADVICE = {

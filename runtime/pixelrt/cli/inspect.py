@@ -38,16 +38,16 @@ def inspect(bundle: Path, as_json: bool) -> None:
 def describe(manifest: dict[str, Any]) -> Iterator[str]:
     """The lines of a manifest for a reader; parts it does not have are left out."""
     yield f"{manifest['name']}: {manifest['family']}, bundle format {manifest['format']}"
-    for key in ("precision", "image", "prompt", "tokens", "language", "embeddings"):
+    for key in ("precision", "quantization", "verified", "image", "prompt", "tokens", "language", "embeddings"):
         if manifest.get(key):
-            yield f"{key:<10}  {_inline(manifest[key])}"
-    yield f"{'license':<10}  {_inline(manifest.get('license') or 'not stated')}"
+            yield f"{key:<12}  {_inline(manifest[key])}"
+    yield f"{'license':<12}  {_inline(manifest.get('license') or 'not stated')}"
     for key, value in manifest.get("provenance", {}).items():
-        yield f"{'from':<10}  {key}" + ("" if isinstance(value, dict) else f" {_inline(value)}")
+        yield f"{'from':<12}  {key}" + ("" if isinstance(value, dict) else f" {_inline(value)}")
         if isinstance(value, dict):
-            yield from (f"{'':<12}  {name}: {_inline(item)}" for name, item in list(value.items())[:SHOWN])
+            yield from (f"{'':<14}  {name}: {_inline(item)}" for name, item in list(value.items())[:SHOWN])
             if len(value) > SHOWN:
-                yield f"{'':<12}  … {len(value)} in all"
+                yield f"{'':<14}  … {len(value)} in all"
     for name, graph in manifest["graphs"].items():
         facts = ", ".join(f"{key} {graph[key]}" for key in ("opset", "cache") if graph.get(key) is not None)
         yield f"\ngraph {name}" + (f" ({facts})" if facts else "")

@@ -90,7 +90,7 @@ def made_from(folder: Path, checkpoint: Path, vision_tower: Path | None, precisi
     manifest: dict[str, Any] = read.manifest
     if manifest.get("created_by") != f"pixelrt {__version__}":
         return False
-    if set(manifest["precision"].values()) != {precision or "fp32"}:
+    if manifest.get("asked_precision") != (precision or "fp32"):
         return False
     towers = [vision_tower] if vision_tower else [checkpoint / "clip", checkpoint.parent / "clip"]
     tower = next((place for place in towers if place.is_dir()), None)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import tokenizers
 from numpy.typing import NDArray
 
 from pixelrt.errors import InputError
@@ -58,8 +59,10 @@ class Tail:
 class PsalmPrompt:
     """Templates and tokenizer of a bundle. `head`: ids before the image, the same in every prompt."""
 
-    def __init__(self, tokenizer: Path, prompt: dict[str, Any], tokens: dict[str, Any]) -> None:
-        self.tokenizer = read_tokenizer(tokenizer)
+    def __init__(
+        self, tokenizer: Path | tokenizers.Tokenizer, prompt: dict[str, Any], tokens: dict[str, Any]
+    ) -> None:
+        self.tokenizer = read_tokenizer(tokenizer) if isinstance(tokenizer, Path) else tokenizer
         self.background: str = prompt["background"]
         self._prompt = prompt
         first, count = tokens["mask_tokens"]["first"], tokens["mask_tokens"]["count"]

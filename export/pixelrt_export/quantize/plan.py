@@ -1,0 +1,147 @@
+"""From precisions to products: what is calibrated on which pictures, and how each linear layer then multiplies."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from pixelrt_export.graph import Graph, Make, Product
+from pixelrt_export.graphs.language import Tensor
+from pixelrt_export.model_config import LanguageConfig
+from pixelrt_export.quantize.blocks import Blocks, block_of, round_blocks
+from pixelrt_export.quantize.language import LanguageRounding, Text
+from pixelrt_export.quantize.nf4 import BLOCK as NF4_BLOCK
+from pixelrt_export.quantize.nf4 import nf4_product
+from pixelrt_export.quantize.probe import Probe
+from pixelrt_export.quantize.products import int4_product, int8_product, int8_weight_product
+from pixelrt_export.quantize.ranges import input_steps
+from pixelrt_export.quantize.records import Record, read_records
+
+LANGUAGE_LAYERS = "language.layers."  # what int8, int4 and nf4 round: not the head, nor what follows it
+Progress = Callable[[str, int, int], None]  # what, done, of how many
+
+
+@dataclass(frozen=True)
+class Settings:
+    """calib: folder of pictures. block: of int4. keep: layers that stay in 16 bits, by name or by the beginning of it.
+
+    calibrated: round int4 by what the layers read of the pictures; else each weight to its nearest step.
+    """
+
+    calib: Path | None = None
+    block: int = 32
+    calibrated: bool = True
+    keep: frozenset[str] = frozenset()
+    progress: Progress = lambda what, done, total: None
+
+    def kept(self, name: str) -> bool:
+        """`language.layers.3` keeps `language.layers.3.q_proj`."""
+        return any(name == kept or name.startswith(f"{kept}.") for kept in self.keep)
+
+
+class Reader(Protocol):
+    """What a family's graphs read."""
+
+    def picture(self, record: Record) -> dict[str, np.ndarray]:
+        """Inputs of the encoder."""
+        ...
+
+    def text(self, record: Record, encoded: Mapping[str, np.ndarray]) -> Text:
+        """What the language model reads, given the encoder's outputs."""
+        ...
+
+
+@dataclass(frozen=True)
+class Model:
+    """What the quantisers need of a family. encoder_layers: how the names of those layers begin that int8 rounds."""
+
+    encoder: Callable[[Graph], None]
+    encoder_opset: int
+    encoder_layers: str
+    tensor: Tensor
+    language: LanguageConfig
+    reader: Reader
+
+
+def plan(
+    precision: Mapping[str, str], settings: Settings, model: Model
+) -> tuple[dict[str, Product], dict[str, Any]]:
+    """Stage -> product, and what the manifest says of it."""
+    products: dict[str, Product] = {}
+    about: dict[str, Any] = {}
+    texts: list[Text] = []
+    wanted = precision["language"] == "int4" and settings.calibrated
+    if precision["encoder"] == "int8" or wanted:
+        records = read_records(settings.calib)
+        probe = Probe(model.encoder, model.encoder_opset)
+        about["calibration"] = {"pictures": len({r.image for r in records}), "questions": len(records)}
+        if precision["encoder"] == "int8":
+            names = [n for n in probe.products if n.startswith(model.encoder_layers) and not settings.kept(n)]
+            pictures = _pictures(records, model.reader, settings.progress)
+            steps = input_steps(probe, pictures, names)
+            products["encoder"] = int8_product(steps, steps.__contains__)
+            about["encoder"] = {"form": "int8", "rounds": "weights and activations"}
+        if wanted:
+            texts = _texts(records, model.reader, probe, settings.progress)
+    if precision["language"] in ("int8", "int4", "nf4"):
+
+        def chosen(name: str) -> bool:
+            return name.startswith(LANGUAGE_LAYERS) and not settings.kept(name)
+
+        if precision["language"] == "int8":
+            products["language"] = int8_weight_product(chosen)
+            about["language"] = {"form": "int8", "rounds": "weights"}
+        elif precision["language"] == "nf4":
+            products["language"] = nf4_product(chosen)
+            about["language"] = {"form": "nf4", "rounds": "weights", "block": NF4_BLOCK}
+        else:
+            products["language"] = int4_product(_rounding(settings, model, texts, chosen), chosen)
+            how = "calibrated" if wanted else "nearest"
+            about["language"] = {"form": "int4", "rounds": "weights", "block": settings.block, "by": how}
+    if settings.keep:
+        about["kept"] = sorted(settings.keep)
+    return products, about
+
+
+def _rounding(
+    settings: Settings, model: Model, texts: list[Text], chosen: Callable[[str], bool]
+) -> Callable[[str, Make], Blocks | None]:
+    if settings.calibrated:
+        by_layer = LanguageRounding(
+            model.tensor,
+            model.language,
+            texts,
+            settings.block,
+            lambda name: not chosen(name),
+            lambda done, total: settings.progress("layers rounded", done, total),
+        )
+        return lambda name, weight: by_layer(name)
+
+    def nearest(name: str, weight: Make) -> Blocks | None:
+        values = weight()
+        block = block_of(len(values), settings.block)
+        return round_blocks(values, block) if block else None
+
+    return nearest
+
+
+def _pictures(records: Sequence[Record], reader: Reader, progress: Progress) -> list[dict[str, np.ndarray]]:
+    """One for each file."""
+    files = {record.image: record for record in records}
+    found = []
+    for record in files.values():
+        found.append(reader.picture(record))
+        progress("pictures read", len(found), len(files))
+    return found
+
+
+def _texts(records: Sequence[Record], reader: Reader, probe: Probe, progress: Progress) -> list[Text]:
+    found = []
+    for record in records:
+        found.append(reader.text(record, probe(reader.picture(record), taps=False)))
+        progress("questions encoded", len(found), len(records))
+    return found

@@ -1,0 +1,1 @@
+"""Is a bundle what its checkpoint computes? Compared with the torch reference, never with its own graphs."""

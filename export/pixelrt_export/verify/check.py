@@ -1,0 +1,273 @@
+"""`check(bundle, original, records)`: a bundle against its original, boundary by boundary.
+
+    picture ──> encoder ──> tokens ──> language ──> targets ──> pixel_decoder ──> masks
+                   └ tower's layers        └ layers, cache, batch
+
+Three kinds of comparison, none of which knows what fault it looks for:
+
+- A graph alone gets the original's own inputs, so that only its own fault shows (`encoder`, `language`,
+  `pixel_decoder`).
+- A layer alone gets what the bundle had before it, in the bundle and in the original.
+- What the runtime does between graphs is compared with what the original makes of the same (`picture`, `tokens`,
+  `targets`, `masks`).
+
+And the whole: the bundle answers by itself; the original reads that answer in one pass, a layer at a time. It would
+have said the same if each word is its own choice, and its masks for these words are what the bundle's are measured by.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from pixelrt.bundle import Bundle
+from pixelrt.engine_ort import OrtBackend
+from pixelrt.segmenter import open_bundle
+
+from pixelrt_export.quantize.records import Record
+from pixelrt_export.verify.comparison import (
+    LAYER_LIMITS,
+    MASKS_LIMIT,
+    PICTURE_LIMIT,
+    STAGE_LIMITS,
+    TOKENS_LIMIT,
+    Finding,
+    cosine,
+    iou,
+    relative_error,
+)
+from pixelrt_export.verify.original import Arrays, Encoded, Judged, Original, Reading, Said
+from pixelrt_export.verify.subject import (
+    Call,
+    RecordingBackend,
+    TappedEngine,
+    read_in_passes,
+    read_together,
+)
+
+Progress = Callable[[str, int, int], None]
+LANGUAGE_GRAPHS = ("language", "language_compat")
+# Questions whose states after every layer are kept, S x H x layers x 4 bytes each: 180 MB at 7B.
+TRACED = 2
+
+
+@dataclass
+class Asked:
+    """All that is known of one question."""
+
+    record: Record
+    inputs: dict[str, np.ndarray]  # of the encoder, the original's
+    encoded: Encoded
+    said: Said
+    calls: dict[str, list[Call]]
+    reading: Reading
+    states: np.ndarray = field(default_factory=lambda: np.empty(0))  # the original's, after the last layer
+    head: dict[str, np.ndarray] = field(default_factory=dict)
+
+
+@dataclass
+class Outcome:
+    findings: list[Finding]
+    judged: list[Judged]
+
+
+class Check:
+    def __init__(
+        self,
+        bundle: Bundle,
+        original: Original,
+        progress: Progress = lambda what, done, total: None,
+        first: int = 0,
+    ) -> None:
+        """first: number of the first question in the report."""
+        self.bundle, self.original, self._progress, self._first = bundle, original, progress, first
+        self.precision: dict[str, str] = bundle.manifest["precision"]
+        self.findings: list[Finding] = []
+
+    def __call__(self, records: Sequence[Record]) -> Outcome:
+        asked = self._answers(records)
+        self._encoder(asked)
+        self._language(asked)
+        judged = self._masks(asked)
+        return Outcome(self.findings, judged)
+
+    # ---- the runtime, and what it does between graphs ---------------------------------------------------
+
+    def _answers(self, records: Sequence[Record]) -> list[Asked]:
+        backend = RecordingBackend(OrtBackend(self.bundle))
+        segmenter = open_bundle(self.bundle, backend)
+        asked = []
+        for number, record in enumerate(records):
+            backend.calls = {}
+            said = self.original.listen(segmenter, record)
+            calls = backend.calls
+            inputs = self.original.picture(record)
+            self._compare("picture", calls["encoder"][-1].inputs, inputs, PICTURE_LIMIT, number)
+            heard = self.original.read(record, said, calls["encoder"][-1].outputs["image_tokens"][0])
+            embedded = np.concatenate([call.inputs["inputs_embeds"][0] for call in calls["language"]])
+            # The last token of an answer is read by nobody.
+            self._record("tokens", "embeddings", embedded, heard.states[: len(embedded)], TOKENS_LIMIT, number)
+            if len(heard.states) - len(embedded) not in (0, 1):
+                self._record("tokens", "how many", embedded, heard.states, 0, number)
+            if len(calls["language"]) == 1:
+                self._compare("tokens", calls["language"][0].inputs, heard.whole.asked, TOKENS_LIMIT, number)
+            asked.append(Asked(record, inputs, Encoded({}), said, calls, heard))
+            self._progress("questions answered", number + 1, len(records))
+        return asked
+
+    # ---- encoder ----------------------------------------------------------------------------------------
+
+    def _encoder(self, asked: list[Asked]) -> None:
+        engine, limit = TappedEngine(self.bundle, "encoder"), STAGE_LIMITS[self.precision["encoder"]]
+        for number, one in enumerate(asked):
+            found = engine(one.inputs)
+            places = self._tower(one, found, engine.taps, number)
+            one.encoded = self.original.encoded(one.inputs, places)
+            self._compare("encoder", found, one.encoded.outputs, limit, number)
+            one.reading = self.original.read(one.record, one.said, one.encoded.outputs["image_tokens"][0])
+            self._progress("pictures encoded", number + 1, len(asked))
+        together = {name: np.concatenate([one.inputs[name] for one in asked]) for name in asked[0].inputs}
+        wanted = {
+            name: np.concatenate([one.encoded.outputs[name] for one in asked])
+            for name in asked[0].encoded.outputs
+        }
+        self._compare("encoder", engine(together), wanted, limit, -1, f" in a batch of {len(asked)}")
+
+    def _tower(self, one: Asked, found: Arrays, taps: Arrays, number: int) -> dict[str, np.ndarray]:
+        """The original's states at each place; of the traced questions, each layer alone as well."""
+        limit = LAYER_LIMITS[self.precision["encoder"]]
+        place, states, steps = self.original.vision(one.inputs)
+        places, before = {place: states}, place
+        traced = number < TRACED
+        if traced and place in taps:
+            self._record("encoder", place, found[place].reshape(states.shape), states, limit, number)
+        for place, step in steps:
+            places[place] = step(places[before])
+            if traced and place in taps and before in taps:
+                given = found[before].reshape(places[before].shape)
+                self._layer("encoder", place, found[place], given, step(given), limit, number)
+            before = place
+        return places
+
+    # ---- language ---------------------------------------------------------------------------------------
+
+    def _language(self, asked: list[Asked]) -> None:
+        limit = STAGE_LIMITS[self.precision["language"]]
+        traces = self._traces(asked)
+        states = [one.reading.states for one in asked]
+        before = ""
+        total = sum(1 for place in traces[0])
+        for done, (place, step) in enumerate(self.original.layers(), start=1):
+            states = [step(x, one.reading) for x, one in zip(states, asked, strict=True)]
+            for number, trace in enumerate(traces):
+                given = trace[before][0] if before else asked[number].reading.states
+                self._layer(
+                    "language",
+                    place,
+                    trace[place][0],
+                    given,
+                    step(given, asked[number].reading),
+                    LAYER_LIMITS[self.precision["language"]],
+                    number,
+                )
+            before = place
+            self._progress("layers compared", done, total)
+        for x, one in zip(states, asked, strict=True):
+            one.states, one.head = x, self.original.head(x, one.reading)
+        for name in LANGUAGE_GRAPHS:
+            engine = TappedEngine(self.bundle, name)
+            what = "" if name == "language" else " of the compatibility twin"
+            for number, one in enumerate(asked):
+                for whole, how in ((True, " in one pass"), (False, " through the cache")):
+                    found = read_in_passes(engine, one.reading, whole)
+                    self._compare("language", found, one.head, limit, number, how + what)
+            found = read_together(
+                engine,
+                [one.reading for one in asked],
+                self.original.idle(len(asked), min(len(x) for x in states)),
+            )
+            together = np.stack([x[: found[before].shape[1]] for x in states])
+            self._record(
+                "language", f"{before} in a batch of {len(asked)}{what}", found[before], together, limit, -1
+            )
+
+    def _traces(self, asked: list[Asked]) -> list[dict[str, np.ndarray]]:
+        """The bundle's states after every layer, for the first questions."""
+        engine = TappedEngine(self.bundle, "language")
+        found = [read_in_passes(engine, one.reading, True) for one in asked[:TRACED]]
+        return [{place: out[place] for place in engine.taps} for out in found]
+
+    # ---- masks ------------------------------------------------------------------------------------------
+
+    def _masks(self, asked: list[Asked]) -> list[Judged]:
+        engine, limit = TappedEngine(self.bundle, "pixel_decoder"), STAGE_LIMITS[self.precision["pixel_decoder"]]
+        # What reaches the pixel decoder has gone through both stages before it.
+        before = STAGE_LIMITS[self.precision["encoder"]] + STAGE_LIMITS[self.precision["language"]]
+        judged = []
+        for number, one in enumerate(asked):
+            targets = self.original.targets(one.reading, one.said, one.head)
+            calls = one.calls.get("pixel_decoder", [])
+            if (targets is None) != (not calls):
+                self._record("targets", "whether there are any", np.array(len(calls)), np.zeros(2), 0, number)
+            wanted: list[np.ndarray] = []
+            decoded: dict[str, np.ndarray] | None = None
+            if targets is not None:
+                decoded = self.original.decoded(targets, one.encoded)
+                found = engine({**targets, **one.encoded.outputs})
+                self._compare("pixel_decoder", found, decoded, limit, number)
+                wanted = self.original.masks(one.record, one.said, decoded)
+            if targets is not None and calls:
+                self._compare("targets", calls[-1].inputs, targets, before, number)
+                redrawn = self.original.masks(one.record, one.said, calls[-1].outputs)
+                pairs = zip(one.said.masks, redrawn, strict=False)
+                apart = [float((a != b).mean()) if a.shape == b.shape else np.inf for a, b in pairs]
+                if len(one.said.masks) != len(redrawn):
+                    apart.append(np.inf)
+                for error in apart:
+                    self._note("masks", "pixels", error, 1.0, MASKS_LIMIT, number)
+            count = max(len(wanted), len(one.said.masks))
+            ious = [iou(a, b) for a, b in zip(one.said.masks, wanted, strict=False)]
+            drawn = calls[-1].outputs if calls else None
+            same = self.original.agrees(one.record, one.said, one.head, decoded, drawn)
+            judged.append(Judged(same, ious + [0.0] * (count - len(ious))))
+            self._progress("answers compared", number + 1, len(asked))
+        return judged
+
+    # ---- notes ------------------------------------------------------------------------------------------
+
+    def _compare(
+        self, stage: str, found: Arrays, wanted: Arrays, limit: float, question: int, how: str = ""
+    ) -> None:
+        """Each tensor that the original gives."""
+        for name, value in wanted.items():
+            self._record(stage, name + how, np.asarray(found[name]), value, limit, question)
+
+    def _record(
+        self, stage: str, where: str, a: np.ndarray, b: np.ndarray, limit: float, question: int
+    ) -> None:
+        self._note(stage, where, relative_error(a, b), cosine(a, b), limit, question)
+
+    def _note(
+        self, stage: str, where: str, error: float, alike: float, limit: float, question: int
+    ) -> None:
+        """question: in this group; -1 is none of them alone."""
+        number = question if question < 0 else question + self._first
+        self.findings.append(Finding(stage, where, error, alike, limit, number))
+
+    def _layer(
+        self,
+        stage: str,
+        place: str,
+        found: np.ndarray,
+        given: np.ndarray,
+        wanted: np.ndarray,
+        limit: float,
+        question: int,
+    ) -> None:
+        """found and wanted: what bundle and original make of the states `given`; measured by what is added to them."""
+        if found.size == wanted.size:
+            found = found.reshape(wanted.shape)
+        added = wanted - given if wanted.shape == given.shape else wanted
+        error = relative_error(found, wanted, added)
+        self._note(stage, place, error, cosine(found, wanted), limit, question)

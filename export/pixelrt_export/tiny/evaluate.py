@@ -20,12 +20,12 @@ from pathlib import Path
 
 import numpy as np
 
-from pixelrt_export.tiny.backgrounds import HELD_OUT, TRAINED
+from pixelrt_export.tiny.looks import FLAT
 from pixelrt_export.tiny.questions import KINDS, Question, question
 from pixelrt_export.tiny.scenes import LONG_SIDE, Scene, scene
 
 SEED_BASE = 900_000_000  # training draws from 0
-GROUPS = {"held-out seeds": TRAINED, "held-out backgrounds": HELD_OUT}
+GROUPS = FLAT.groups()
 MAX_NEW_TOKENS = 96  # five masks and the words around them take under 60
 
 

@@ -1,60 +1,17 @@
-"""Deterministic scenes of coloured shapes with exact visible masks: `scene(seed) -> Scene`.
-
-Coordinates are pixels of the image; the mask of an object is what later objects leave visible of it.
-"""
+"""The scenes of release 0.1: flat shapes, a quarter of the images not square. Goes when `looks.FLAT` does."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
 import numpy as np
 from PIL import Image, ImageDraw
 
-from pixelrt_export.tiny.backgrounds import TRAINED, background
-
-LONG_SIDE = 140
-COLOURS = {
-    "red": (215, 45, 45),
-    "green": (45, 165, 60),
-    "blue": (45, 80, 215),
-    "yellow": (235, 205, 45),
-    "purple": (145, 55, 175),
-    "cyan": (50, 200, 210),
-}
-SHAPES = ("circle", "square", "triangle", "star", "cross")
-TEXTURES = ("plain", "striped", "dotted")
+from pixelrt_export.tiny.backgrounds import background
+from pixelrt_export.tiny.things import COLOURS, LONG_SIDE, SHAPES, TEXTURES, Scene, Thing
 
 
-@dataclass(frozen=True)
-class Thing:
-    """One object. x, y: centre of its visible pixels once drawn; label: its value in `Scene.labels`."""
-
-    shape: str
-    colour: str
-    texture: str
-    x: float
-    y: float
-    radius: float
-    turn: float
-    label: int = 0
-
-    @property
-    def name(self) -> str:
-        return f"{self.colour} {self.shape}"
-
-
-@dataclass(frozen=True)
-class Scene:
-    image: np.ndarray  # (H, W, 3) uint8
-    labels: np.ndarray  # (H, W) uint8: 0 background, otherwise Thing.label
-    things: tuple[Thing, ...]  # left to right
-
-    def mask(self, thing: Thing) -> np.ndarray:
-        return self.labels == thing.label
-
-
-def scene(seed: int, long_side: int = LONG_SIDE, photographs: tuple[str, ...] = TRAINED) -> Scene:
+def flat_scene(seed: int, long_side: int, photographs: tuple[str, ...]) -> Scene:
     """2 to 5 objects on a background; a quarter of the images are not square. Same seed, same scene."""
     for attempt in range(100):
         drawn = _draw(np.random.default_rng([seed, attempt]), long_side, photographs)

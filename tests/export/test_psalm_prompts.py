@@ -12,8 +12,10 @@ pytest.importorskip("skimage", reason="needs the train extra")
 
 from pixelrt_export.tiny import psalm_evaluate as evaluate
 from pixelrt_export.tiny import psalm_prompts as prompts
+from pixelrt_export.tiny.looks import FLAT
 from pixelrt_export.tiny.psalm_checkpoint import SIDE
-from pixelrt_export.tiny.scenes import COLOURS, Thing, scene
+from pixelrt_export.tiny.scenes import scene
+from pixelrt_export.tiny.things import COLOURS, Thing
 
 
 def test_class_lists_name_what_they_answer() -> None:
@@ -32,7 +34,7 @@ def test_class_lists_name_what_they_answer() -> None:
 
 
 def test_sentences_mean_what_they_say() -> None:
-    found = dict.fromkeys(prompts.EXPRESSIONS, 0)
+    found = dict.fromkeys(FLAT.expressions, 0)
     for seed in range(150):
         things = scene(seed, SIDE).things
         for kind, said in prompts.expressions(things).items():

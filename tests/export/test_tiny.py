@@ -18,8 +18,9 @@ pytest.importorskip("skimage", reason="needs the train extra")
 from pixelrt_export.reference.generate import Reference  # noqa: E402
 from pixelrt_export.tiny import evaluate  # noqa: E402
 from pixelrt_export.tiny.checkpoint import new_model, read_checkpoint, vocab_size  # noqa: E402
+from pixelrt_export.tiny.looks import FLAT  # noqa: E402
 from pixelrt_export.tiny.losses import answer_hidden  # noqa: E402
-from pixelrt_export.tiny.questions import KINDS, caption, question  # noqa: E402
+from pixelrt_export.tiny.questions import caption, question  # noqa: E402
 from pixelrt_export.tiny.rows import Packer  # noqa: E402
 from pixelrt_export.tiny.scenes import scene  # noqa: E402
 from pixelrt_export.tiny.tokenizer import IMAGE_ID, Tokenizer, train_model  # noqa: E402
@@ -74,7 +75,7 @@ def test_answers_mark_their_targets() -> None:
             assert (asked.kind == "refusal") == (not asked.targets)
             for name, thing in zip(asked.answer.split("[SEG]"), asked.targets, strict=False):
                 assert name.rstrip().endswith(thing.name)
-    assert seen == set(KINDS)
+    assert seen == set(FLAT.questions)
 
 
 def test_ids_are_the_original_tokenizer_s(golden_pixellm: Path) -> None:

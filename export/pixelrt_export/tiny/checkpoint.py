@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from pixelrt_export.reference.pixellm import PixelLM, PixelLMSizes
-from pixelrt_export.tiny.scenes import LONG_SIDE
+from pixelrt_export.tiny.things import LONG_SIDE
 from pixelrt_export.tiny.tokenizer import ADDED, BOS, EOS, Tokenizer
 
 CLIP_CONFIG = {

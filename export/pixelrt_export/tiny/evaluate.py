@@ -22,7 +22,8 @@ import numpy as np
 
 from pixelrt_export.tiny.looks import FLAT
 from pixelrt_export.tiny.questions import KINDS, Question, question
-from pixelrt_export.tiny.scenes import LONG_SIDE, Scene, scene
+from pixelrt_export.tiny.scenes import scene
+from pixelrt_export.tiny.things import LONG_SIDE, Scene
 
 SEED_BASE = 900_000_000  # training draws from 0
 GROUPS = FLAT.groups()

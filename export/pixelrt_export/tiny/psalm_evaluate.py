@@ -25,8 +25,10 @@ import pixelrt
 from pixelrt.queries import Classes, Refer, Regions
 
 from pixelrt_export.tiny.evaluate import GROUPS, SEED_BASE, iou, mean_and_error
-from pixelrt_export.tiny.psalm_prompts import EXPRESSIONS, NAMES, mark, sentence
-from pixelrt_export.tiny.scenes import Scene, scene
+from pixelrt_export.tiny.looks import FLAT
+from pixelrt_export.tiny.psalm_prompts import NAMES, mark, sentence
+from pixelrt_export.tiny.scenes import scene
+from pixelrt_export.tiny.things import Scene
 
 LONG_SIDE = 160
 MARKS = {"point": "points", "scribble": "scribbles", "box": "boxes", "mask": "masks"}
@@ -82,7 +84,7 @@ def panoptic(segmenter: pixelrt.Segmenter, frame: pixelrt.Frame, drawn: Scene) -
 
 def spoken(segmenter: pixelrt.Segmenter, frame: pixelrt.Frame, drawn: Scene, seed: int) -> Iterator[tuple]:
     """One sentence of each kind that the scene allows."""
-    for kind in EXPRESSIONS:
+    for kind in FLAT.expressions:
         asked = sentence(drawn.things, random.Random(f"{seed} {kind}"), kind)
         if asked is None:
             continue

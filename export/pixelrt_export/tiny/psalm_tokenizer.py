@@ -13,7 +13,8 @@ from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from pixelrt_export.families.psalm import MARKERS, PROMPT
 from pixelrt_export.psalm_tokenizer import EOS, SEG, read_psalm_tokenizer
 from pixelrt_export.tiny.psalm_prompts import BACKGROUND, NAMES, sentence
-from pixelrt_export.tiny.scenes import COLOURS, SHAPES, scene
+from pixelrt_export.tiny.scenes import scene
+from pixelrt_export.tiny.things import COLOURS, SHAPES
 
 PAD = "[PAD]"
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from pixelrt_export.tiny.questions import caption, question
-from pixelrt_export.tiny.scenes import Thing
+from pixelrt_export.tiny.things import Thing
 from pixelrt_export.tiny.tokenizer import BOS, HEAD, Tokenizer
 
 REPEATED_SEG_WEIGHT = 0.1  # [SEG1]..[SEG5] always follow [SEG0]: nothing to learn there after a minute

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from pixelrt_export.reference.preprocess import MEAN, STD
-from pixelrt_export.tiny.scenes import COLOURS, LONG_SIDE, SHAPES, TEXTURES, Thing, scene
+from pixelrt_export.tiny.scenes import scene
+from pixelrt_export.tiny.things import COLOURS, LONG_SIDE, SHAPES, TEXTURES, Thing
 
 MOST = 5  # objects in a scene
 FIELDS = 7  # shape, colour, texture (from 1; 0 absent), x, y, radius, turn

@@ -20,6 +20,7 @@ COLOURS = {
 }
 SHAPES = ("circle", "square", "triangle", "star", "cross")
 TEXTURES = ("plain", "striped", "dotted")
+NUMBERS = ("no", "one", "two", "three", "four", "five")
 
 
 @dataclass(frozen=True)
@@ -48,3 +49,8 @@ class Scene:
 
     def mask(self, thing: Thing) -> np.ndarray:
         return self.labels == thing.label
+
+
+def plural_of(call: str) -> str:
+    """'red cross' -> 'red crosses'"""
+    return call + ("es" if call.endswith("s") else "s")

@@ -190,4 +190,6 @@ if __name__ == "__main__":
     parser.add_argument("state", type=Path)
     parser.add_argument("folder", type=Path)
     args = parser.parse_args()
-    save_checkpoint(*model_and_tokenizer(torch.load(args.state, weights_only=False)), args.folder)
+    save_checkpoint(
+        *model_and_tokenizer(torch.load(args.state, weights_only=False, map_location="cpu")), args.folder
+    )

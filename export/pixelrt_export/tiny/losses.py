@@ -138,6 +138,8 @@ def joint_loss(
     """
     features = net.encode(batch.pixels, batch.fitted)
     rows = packer.pack(batch.things, questions, rng)
+    while len(rows.targets) < 2:  # as in a smoke test's small batch: `pull` needs the spread of two prompts
+        rows = packer.pack(batch.things, questions, rng)
     hidden = answer_hidden(net, packer, rows, features)
     chosen = rows.labels >= 0
     each = F.cross_entropy(net.lm_head(hidden[chosen]), rows.labels[chosen], reduction="none")

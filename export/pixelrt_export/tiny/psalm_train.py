@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from pixelrt_export.families.psalm import FILL
+from pixelrt_export.tiny.looks import LOOKS
 from pixelrt_export.tiny.muon import Muon
 from pixelrt_export.tiny.psalm_checkpoint import QUERIES, SIDE, new_model, save_checkpoint
 from pixelrt_export.tiny.psalm_losses import Crutches, dense_loss, joint_loss
@@ -49,6 +50,7 @@ class Settings:
     images: int = 12  # a step, over all processes; the first stage takes twice as many
     sentences: int = 2  # an image, besides a class list and some regions
     rate: float = 3e-3
+    look: str = "flat"  # or "shaded": how the scenes are drawn and what is asked
     seed: int = 0
     processes: int = 2
     threads: int = 1
@@ -99,8 +101,8 @@ class PsalmRun(Run):
         self.trained = Trained(vocab_size(words)).to(self.s.device)
         self.optimisers = optimisers(self.trained, self.s.rate)
         config = self.trained.net.config
-        self.packer = Packer(read_prompts(words, QUERIES), config.image_tokens, config.image_size)
-        self.scenes = drawn_scenes(Path(self.s.cache), self.s.scenes, side=SIDE)
+        self.packer = Packer(read_prompts(words, QUERIES), config.image_tokens, config.image_size, self.look)
+        self.scenes = drawn_scenes(Path(self.s.cache), self.s.scenes, side=SIDE, look=self.look)
         self.extra_state = {"tokenizer": {file.name: file.read_bytes() for file in words.iterdir()}}
 
     def write(self) -> None:
@@ -123,11 +125,11 @@ class PsalmRun(Run):
 
 
 def train(settings: Settings) -> None:
-    words = Path(settings.out) / "tokenizer"
+    words, look = Path(settings.out) / "tokenizer", LOOKS[settings.look]
     if not (words / "merges.txt").exists():
-        write_tokenizer(words)
+        write_tokenizer(words, look=look)
     read_prompts(words, QUERIES)  # writes the runtime's form of it, before the processes read it
-    drawn_scenes(Path(settings.cache), settings.scenes, side=SIDE)
+    drawn_scenes(Path(settings.cache), settings.scenes, side=SIDE, look=look)
     start(PsalmRun, settings)
 
 

@@ -6,6 +6,7 @@ import json
 import random
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,11 +19,12 @@ pytest.importorskip("skimage", reason="needs the train extra")
 from pixelrt_export.reference.generate import Reference  # noqa: E402
 from pixelrt_export.tiny import evaluate  # noqa: E402
 from pixelrt_export.tiny.checkpoint import new_model, read_checkpoint, vocab_size  # noqa: E402
-from pixelrt_export.tiny.looks import FLAT  # noqa: E402
+from pixelrt_export.tiny.looks import FLAT, SHADED  # noqa: E402
 from pixelrt_export.tiny.losses import answer_hidden  # noqa: E402
 from pixelrt_export.tiny.measures import iou  # noqa: E402
 from pixelrt_export.tiny.pixellm_exam import MEASURES, reference_answerer  # noqa: E402
 from pixelrt_export.tiny.questions import caption, question  # noqa: E402
+from pixelrt_export.tiny.relations import relations  # noqa: E402
 from pixelrt_export.tiny.rows import Packer  # noqa: E402
 from pixelrt_export.tiny.scenes import scene  # noqa: E402
 from pixelrt_export.tiny.tables import Report  # noqa: E402
@@ -102,6 +104,25 @@ def test_text_survives_the_vocabulary(tokenizer: Tokenizer) -> None:
     assert tokenizer.text(tokenizer.encode("crème brûlée 犬")) == "crème brûlée 犬"  # by bytes
 
 
+def test_the_vocabulary_of_the_shaded_look() -> None:
+    """Every question and answer survives, in whole words: no word of them is spelled out byte by byte."""
+    ours, rng = Tokenizer(train_model(scenes=150, look=SHADED)), random.Random(4)
+    for seed in range(40):
+        things = scene(seed, look=SHADED).things
+        for asked in (caption(things), *(question(things, rng, kind) for kind in SHADED.questions)):
+            assert ours.text(ours.answer(asked.answer)) == asked.answer
+            assert len(ours.encode(asked.text)) <= 1.4 * len(asked.text.split()) + 4, asked.text
+
+
+@pytest.mark.parametrize("kind", ["count", "relation", "several"])
+def test_packed_rows_mark_the_targets_of_every_kind(tokenizer: Tokenizer, kind: str) -> None:
+    packer = Packer(tokenizer, 25, replace(SHADED, questions={kind: 1.0}))
+    drawn = next(s for s in (scene(k, look=SHADED) for k in range(99)) if relations(s.things))
+    rows = packer.pack([list(drawn.things)], 2, random.Random(0))
+    marks = (rows.labels == tokenizer.seg_ids[0]).sum()
+    assert len(rows.targets) == marks and (marks > 0) == (kind != "count")
+
+
 def test_packed_rows_are_separate_questions(tokenizer: Tokenizer) -> None:
     """Each packed question sees what it would see alone: same hidden states as plain prompts have."""
     torch.manual_seed(0)
@@ -133,7 +154,7 @@ def test_the_shipped_checkpoint_answers() -> None:
     assert sum(f.stat().st_size for f in SHIPPED.rglob("*") if f.is_file()) < 10e6
     net, tokenizer = read_checkpoint(SHIPPED)
     assert vocab_size(tokenizer) == net.sizes.llama.vocab_size
-    report = Report(MEASURES, with_all=True)
+    report = Report(MEASURES, list(FLAT.questions), with_all=True)
     for record, _ in evaluate.ask(reference_answerer(SHIPPED), 8, evaluate.SEED_BASE, 140):
         report.add(record)
     row = report.tables()["held-out seeds"]["all"]
@@ -142,11 +163,13 @@ def test_the_shipped_checkpoint_answers() -> None:
 
 @pytest.mark.slow
 def test_smoke_training_resumes_nothing_and_writes_a_checkpoint(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "pixelrt_export.tiny.train", "--smoke", "--out", str(tmp_path)]
+    command = [sys.executable, "-m", "pixelrt_export.tiny.train", "--smoke", "--look", "shaded"]
+    command += ["--out", str(tmp_path)]
     subprocess.run(command, check=True, timeout=180, cwd=ROOT / "export")
     net, _ = read_checkpoint(tmp_path / "checkpoint")
     assert all(torch.isfinite(p).all() for p in net.parameters())
     assert (tmp_path / "log.jsonl").read_text().count("\n") >= 1
+    assert (tmp_path / "curves.png").stat().st_size > 2000
     again = subprocess.run(
         command, check=True, timeout=180, cwd=ROOT / "export", capture_output=True, text=True
     )

@@ -106,7 +106,7 @@ def watched(
 def evaluate(args: argparse.Namespace) -> tuple[Report, Failures, Tables]:
     family, bundled = family_of(args.model)
     look, exam = LOOKS[args.look], {"pixellm": pixellm_exam, "psalm": psalm_exam}[family]
-    report, failures = Report(exam.MEASURES, with_all=family == "pixellm"), Failures()
+    report, failures = Report(exam.MEASURES, exam.kinds(look), with_all=family == "pixellm"), Failures()
     setting = (args.scenes, args.seed_base, args.long_side or LONG_SIDES[family])
     pairs: list[tuple[Record, Reply]] = []
     with tempfile.TemporaryDirectory() as scratch:

@@ -32,6 +32,10 @@ MEASURES = {
 }
 
 
+def kinds(look: Look) -> list[str]:
+    return list(look.questions)
+
+
 @dataclass(frozen=True)
 class Reply:
     ids: list[int]  # without eos

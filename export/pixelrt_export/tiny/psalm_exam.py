@@ -29,6 +29,11 @@ CLIP_EVERY = 5  # scenes
 MEASURES = {"iou": "mean IoU", "ciou": "cIoU", "refused": "refused right"}
 
 
+def kinds(look: Look) -> list[str]:
+    sentences = [f"sentence: {kind}" for kind in look.expressions]
+    return ["panoptic", "video", *sentences, *(f"region: {kind}" for kind in MARKS)]
+
+
 def panoptic(
     segmenter: pixelrt.Segmenter, frame: pixelrt.Frame, group: str, drawn: Scene, seed: int
 ) -> Record:

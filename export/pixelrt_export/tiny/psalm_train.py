@@ -1,10 +1,11 @@
 """Train the tiny PSALM from nothing on drawn scenes, within a fixed time.
 
-python -m pixelrt_export.tiny.psalm_train --out DIR [--minutes 90] [--device cpu] [--processes 2] [--smoke]
+python -m pixelrt_export.tiny.psalm_train --out DIR [--minutes 90] [--look flat] [--device cpu] [--processes 2]
+    [--smoke]
 
 The schedule is tied to the time spent, so a run always anneals to its end: Swin and the pixel decoder with dense
 heads first (12 %), then everything, the crutches fading out. DIR keeps state.pt (a second start resumes from it),
-tokenizer/, log.jsonl and, at the end, checkpoint/ in released layout.
+tokenizer/, log.jsonl, curves.png and, at the end, checkpoint/ in released layout.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ are no means, are bootstrapped over scenes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
@@ -67,9 +67,9 @@ def bootstrapped(stack: np.ndarray, of_total: Callable[[np.ndarray], np.ndarray]
 
 
 class Report:
-    def __init__(self, measures: Mapping[str, str], with_all: bool):
-        """measures: key -> heading, in the order of the columns. with_all: also a row of all questions."""
-        self.measures, self.with_all = measures, with_all
+    def __init__(self, measures: Mapping[str, str], order: Sequence[str], with_all: bool):
+        """measures: key -> heading, in the order of the columns; order: of the kinds. with_all: also a row of all."""
+        self.measures, self.order, self.with_all = measures, ("all", *order), with_all
         self.tallies: dict[str, dict[str, Tally]] = {}
 
     def add(self, record: Record) -> None:
@@ -79,7 +79,7 @@ class Report:
 
     def tables(self) -> Tables:
         return {
-            group: {kind: tally.row() for kind, tally in kinds.items()}
+            group: {kind: kinds[kind].row() for kind in self.order if kind in kinds}
             for group, kinds in self.tallies.items()
         }
 

@@ -1,10 +1,12 @@
 """Train the tiny PixelLM from nothing on drawn scenes, within a fixed time.
 
-python -m pixelrt_export.tiny.train --out DIR [--minutes 90] [--device cpu] [--processes 2] [--smoke]
+python -m pixelrt_export.tiny.train --out DIR [--minutes 90] [--look flat] [--device cpu] [--processes 2]
+    [--smoke]
 
 The schedule is tied to the time spent, so a run always anneals to its end: the encoder with dense heads first
 (6 %), then everything; the oracle prompt fades out by 40 % of the second stage, the crutches by its end. DIR
-keeps state.pt (a second start resumes from it), log.jsonl and, at the end, checkpoint/ in released layout.
+keeps state.pt (a second start resumes from it), log.jsonl, curves.png and, at the end, checkpoint/ in released
+layout.
 """
 
 from __future__ import annotations
@@ -24,6 +26,7 @@ import torch.multiprocessing
 from torch import Tensor, nn
 
 from pixelrt_export.tiny.checkpoint import save_checkpoint
+from pixelrt_export.tiny.curves import write_curves
 from pixelrt_export.tiny.looks import LOOKS
 from pixelrt_export.tiny.losses import encoder_loss, joint_loss
 from pixelrt_export.tiny.optimisation import ENCODER_SHARE, Trained, averaged, learning_rate, optimisers
@@ -99,6 +102,8 @@ class Run:
     def save(self) -> None:
         torch.save(self.state(), self.out / "state.new")
         os.replace(self.out / "state.new", self.out / "state.pt")
+        if (self.out / "log.jsonl").exists():
+            write_curves(self.out / "log.jsonl", self.out / "curves.png")
 
     def loss(self, progress: float) -> tuple[Tensor, dict[str, Tensor]]:
         """Batches are drawn from (seed, rank, step) alone, so a resumed run sees what it would have seen."""

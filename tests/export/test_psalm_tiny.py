@@ -21,6 +21,7 @@ from pixelrt_export.export import export_bundle  # noqa: E402
 from pixelrt_export.families.psalm import FILL, MEAN, STD  # noqa: E402
 from pixelrt_export.reference.psalm import Psalm  # noqa: E402
 from pixelrt_export.tiny import psalm_prompts as prompts  # noqa: E402
+from pixelrt_export.tiny.looks import SHADED  # noqa: E402
 from pixelrt_export.tiny.psalm_checkpoint import (  # noqa: E402
     QUERIES,
     SIDE,
@@ -102,6 +103,36 @@ def test_packed_prompts_do_not_see_each_other(net: Psalm, packer: Packer, batch:
     assert n == len(rows.kind)
 
 
+def test_a_region_of_an_earlier_frame_is_that_frame_s(net: Psalm, packer: Packer, tmp_path: Path) -> None:
+    """Two frames mirrored alike; the prompt averages the first one's tokens and asks about the second."""
+    arrays = drawn_scenes(tmp_path, 8, processes=1, side=SIDE, look=SHADED, films=True)
+    for seed in range(2):
+        rng = np.random.default_rng(seed)
+        films = draw_batch(arrays, 4, rng, FILL, films=True)
+        batch = draw_batch(arrays, 3, rng, FILL).joined(films)
+        assert batch.before == [None, None, None, None, 3, None, 5]
+        asked = packer.asked(batch, 1, random.Random(seed))
+        followed = [(b, one) for b, row in enumerate(asked) for one in row if one.marked_in is not None]
+        for b, one in followed:
+            assert one.marked_in == batch.before[b] and one.kind == "region"
+            labels = {t.label: t.name for t in batch.things[b]}
+            for label, numbers in one.answers.items():
+                assert labels[label] in {t.name for t in batch.things[one.marked_in] if t.label == label}
+                for k in numbers:  # the region touches the thing where it was
+                    region = one.regions[k]
+                    height, width = region.shape
+                    assert (region & (batch.labels[one.marked_in, :height, :width].numpy() == label)).any()
+        with torch.inference_mode():
+            tokens = net.encode(batch.pixels).tokens
+            _, before = packer.read(net, packer.pack(asked), tokens)
+            tokens[[one.marked_in for _, one in followed]] += 1  # the earlier frames' tokens alone
+            rows = packer.pack(asked)
+            _, after = packer.read(net, rows, tokens)
+        moved = (before - after).abs().amax((1, 2)) > 1e-6
+        later = torch.isin(rows.image, torch.tensor([b for b, _ in followed]))
+        assert followed and (moved & later).sum() == len(followed)
+
+
 def test_every_weight_that_is_read_learns(net: Psalm, packer: Packer, batch: Batch) -> None:
     crutches = Crutches(net)
     rows = packer.pack(packer.asked(batch, 2, random.Random(1)))
@@ -138,6 +169,7 @@ def test_matching_finds_the_masks() -> None:
         targets=torch.tensor([[1, 2, 0, 0, 0]]),
         wanted=wanted,
         region_at=empty,
+        region_of=empty,
         region_weights=empty,
     )
     n, q, t = match(masks, scores, truth, rows)

@@ -11,6 +11,7 @@ from pixelrt_export.tiny.backgrounds import backdrop
 from pixelrt_export.tiny.looks import SHADED
 from pixelrt_export.tiny.objects import Pose, covered, paint
 from pixelrt_export.tiny.scenes import (
+    LEAST_PIXELS,
     LEAST_VISIBLE,
     arrangement,
     exposed,
@@ -34,6 +35,17 @@ class Clip:
     def tracked(self) -> tuple[Thing, ...]:
         """The things of the first frame, left to right."""
         return self.frames[0].things
+
+    def later(self, seed: int) -> Scene:
+        """One of the frames after the first that shows at least two things, none of them as a sliver; or the first."""
+        height, width = self.frames[0].labels.shape
+        least = LEAST_PIXELS * (max(height, width) / LONG_SIDE) ** 2
+        fit = [
+            frame
+            for frame in self.frames[1:]
+            if len(frame.things) > 1 and min(frame.mask(t).sum() for t in frame.things) >= least
+        ]
+        return fit[np.random.default_rng(seed).integers(len(fit))] if fit else self.frames[0]
 
 
 @dataclass(frozen=True)

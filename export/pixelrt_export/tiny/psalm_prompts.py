@@ -27,6 +27,7 @@ class Asked:
     texts: tuple[str, ...]  # class names with the background, or the sentence; empty for regions
     answers: dict[int, tuple[int, ...]]
     regions: tuple[np.ndarray, ...] = ()  # (H, W) bool
+    marked_in: int | None = None  # image of the batch that the regions mark; by default the one asked about
 
 
 def classes(things: Sequence[Thing], rng: random.Random) -> Asked:

@@ -166,6 +166,8 @@ class Run:
                 self.save()
                 saved = time.monotonic()
         if self.rank == 0:
+            if recent:
+                self.report(progress, recent)
             self.save()
             self.write()
             print(f"done: {self.step} steps, {self.out / 'checkpoint'}", flush=True)

@@ -18,6 +18,7 @@ from pixelrt_export.tiny.looks import FLAT, Look
 from pixelrt_export.tiny.objects import Cover, Finish, Pose, covered, finish, paint
 from pixelrt_export.tiny.things import COLOURS, LONG_SIDE, SHAPES, TEXTURES, Scene, Thing
 
+SMALLEST = 9.0  # radius of a thing in a picture of LONG_SIDE
 LEAST_VISIBLE = 0.65  # of a thing: less, and nobody could tell a square from a cross
 LEAST_PIXELS = 120.0  # visible ones of a thing, in a picture of LONG_SIDE
 LEAST_APART = 5.0  # columns between the centres of two things, in a picture of LONG_SIDE
@@ -84,7 +85,7 @@ def arrangement(rng: np.random.Generator, size: tuple[int, int]) -> tuple[list[P
         near = bool(poses) and rng.random() < 0.45
         closeness = rng.uniform(0.66, 0.95) if rng.random() < 0.5 else rng.uniform(1.0, 1.15)
         for _ in range(25):
-            radius = math.exp(rng.uniform(math.log(8.5), math.log(largest)))
+            radius = SMALLEST * (largest / SMALLEST) ** rng.random() ** 0.8
             edge = inset * radius + 1
             if near:
                 other, turn = poses[rng.integers(len(poses))], rng.uniform(0, 2 * math.pi)

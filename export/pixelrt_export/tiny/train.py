@@ -47,6 +47,7 @@ class Settings:
     images: int = 16  # a step, over all processes; the encoder stage takes twice as many
     questions: int = 4  # an image, besides the caption
     most_masks: int = 56  # a step, over all processes
+    patch: int = 14  # px; 10 gives 49 image tokens in place of 25 and masks of 56 x 56 in place of 40 x 40
     rate: float = 3e-3
     look: str = "flat"  # or "shaded": how the scenes are drawn and what is asked
     seed: int = 0
@@ -72,7 +73,7 @@ class Run:
     def build(self) -> None:
         """What is trained (`net` and `crutches`), its optimisers, its data."""
         self.tokenizer = Tokenizer((self.out / "tokenizer.model").read_bytes())
-        self.trained = Trained(self.tokenizer).to(self.s.device)
+        self.trained = Trained(self.tokenizer, self.s.patch).to(self.s.device)
         self.optimisers = optimisers(self.trained, self.s.rate)
         self.packer = Packer(self.tokenizer, self.trained.net.sizes.token_grid**2, self.look)
         self.scenes = drawn_scenes(Path(self.s.cache), self.s.scenes, look=self.look)

@@ -18,7 +18,7 @@ from pixelrt_export.tiny import backgrounds
 from pixelrt_export.tiny.backgrounds import PHOTOGRAPHS
 from pixelrt_export.tiny.clips import clip
 from pixelrt_export.tiny.looks import FLAT, LOOKS, SHADED
-from pixelrt_export.tiny.objects import FINE, Pose, covered, outline
+from pixelrt_export.tiny.objects import FINE, Pose, covered, finish, outline, paint
 from pixelrt_export.tiny.scenes import LEAST_VISIBLE, label_map, scene
 from pixelrt_export.tiny.things import COLOURS, SHAPES, Scene
 from scipy.ndimage import binary_dilation, binary_erosion
@@ -174,6 +174,36 @@ def test_a_missing_folder_says_where_training_runs(tmp_path: Path, monkeypatch: 
     monkeypatch.setattr(backgrounds, "PHOTOGRAPHS", tmp_path)
     with pytest.raises(InputError, match="source checkout"):
         backgrounds.photograph.__wrapped__("stream.jpg")
+
+
+def test_rounded_corners_take_a_little_and_add_nothing() -> None:
+    """Also far from the outline's ends: blurred too close to its canvas's edge, a shape would grow there."""
+    for shape in SHAPES:
+        sharp, round_ = (Pose(shape, 60.3, 59.8, 32.0, 0.3, rounded=r) for r in (0.0, 0.13))
+        masks = np.zeros((2, 120, 120), bool)
+        for mask, pose in zip(masks, (sharp, round_), strict=True):
+            cover = covered(pose, (120, 120))
+            mask[cover.here] = cover.shown >= 0.5
+        assert 0.85 < masks[1].sum() / masks[0].sum() <= 1
+        grown = masks[1] & ~binary_dilation(masks[0])
+        assert (
+            grown.sum() < 0.02 * masks[0].sum()
+        )  # in the corners of a star and a cross, which fill a little
+
+
+def test_a_circle_seen_from_the_side_is_an_ellipse() -> None:
+    x, y = Pose("circle", 0, 0, 20, 0.5, tilt=0.85, keystone=0.12).outline().T
+    terms = np.stack([x * x, x * y, y * y, x, y], axis=-1)
+    fitted, *_ = np.linalg.lstsq(terms, np.ones(len(x)), rcond=None)
+    np.testing.assert_allclose(terms @ fitted, 1, atol=1e-9)
+
+
+def test_what_is_out_of_the_picture_leaves_it_alone() -> None:
+    surface = finish(np.random.default_rng(0), COLOURS["red"], "striped", True)
+    for x in np.arange(-60, 0, 0.5):
+        image, pose = np.zeros((30, 30, 3), np.float32), Pose("circle", x, 14, 9.0, 0)
+        paint(image, covered(pose, (30, 30)), pose, surface, -1.0, 1.0)
+        assert image.any() == (x > -9.5)
 
 
 def test_the_last_thing_that_covers_half_of_a_pixel_owns_it() -> None:

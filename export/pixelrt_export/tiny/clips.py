@@ -112,7 +112,7 @@ def clip(
 def _motions(
     rng: np.random.Generator, poses: list[Pose], size: tuple[int, int]
 ) -> tuple[list[Pose], list[Motion]]:
-    """Where each begins and how it moves: most drift, a third head for another thing, some come in from outside."""
+    """Where each begins and how it moves: most drift, a third head for another thing, some come in, some leave."""
     out, motions = [], []
     for k, pose in enumerate(poses):
         turn, speed = rng.uniform(0, 2 * math.pi), rng.uniform(1.5, 7.0)
@@ -120,10 +120,12 @@ def _motions(
         other = poses[rng.integers(len(poses))]
         if other is not pose and rng.random() < 0.35:
             x, y = (other.x - pose.x) / 6, (other.y - pose.y) / 6
+        outside = -1.3 * pose.radius if rng.random() < 0.5 else size[1] + 1.3 * pose.radius
         if k == 0 and len(poses) > 2 and rng.random() < 0.4:
-            outside = -pose.radius if rng.random() < 0.5 else size[1] + pose.radius
             x = (pose.x - outside) / FRAMES * 1.3
             pose = replace(pose, x=outside)
+        elif k == 1 and rng.random() < 0.3:
+            x, y = (outside - pose.x) / FRAMES * 1.4, y / 3
         out.append(pose)
         motions.append(Motion(x, y, rng.uniform(-0.08, 0.08), rng.uniform(-0.02, 0.02)))
     return out, motions

@@ -20,7 +20,7 @@ LOW_CONTRAST = 90.0  # between an object's colour and what lies behind it: below
 class Pose:
     """x, y, radius in pixels: a circle of that radius has the object's area, but for the tilt.
 
-    turn in radians; tilt: height after the plane leans back, of 1; keystone: how much wider its far edge is;
+    turn in radians; tilt: height after the plane leans back, of 1; keystone: how much larger its lower edge is;
     rounded: radius of its corners, in radii.
     """
 
@@ -41,7 +41,10 @@ class Pose:
         cos, sin = math.cos(self.turn), math.sin(self.turn)
         u, v = self.radius * outline(self.shape).T
         x, y = u * cos - v * sin, (u * sin + v * cos) * self.tilt
-        return np.stack([self.x + x * (1 + self.keystone * y / self.radius), self.y + y], axis=-1)
+        near = (
+            1 - self.keystone * y / self.radius
+        )  # a perspective view: a circle becomes an ellipse, not an egg
+        return np.stack([self.x + x / near, self.y + y / near], axis=-1)
 
 
 @dataclass(frozen=True)
@@ -95,13 +98,14 @@ def outline(shape: str) -> np.ndarray:
 def covered(pose: Pose, size: tuple[int, int]) -> Cover:
     """size: height, width of the picture. The patch reaches far enough for the object's shadow."""
     points, pad = pose.outline(), math.ceil(0.6 * pose.radius)
-    left, top = (math.floor(v) - 2 for v in points.min(0))
-    right, bottom = (math.ceil(v) + 2 for v in points.max(0))
+    blur = pose.rounded * pose.radius
+    # Pillow blurs in three passes, each repeating the edge of the last: it must stay empty.
+    left, top = (math.floor(v - 3 * blur) - 2 for v in points.min(0))
+    right, bottom = (math.ceil(v + 3 * blur) + 2 for v in points.max(0))
     canvas = Image.new("L", (FINE * (right - left), FINE * (bottom - top)))
     ImageDraw.Draw(canvas).polygon([(float(x), float(y)) for x, y in FINE * (points - [left, top])], fill=255)
-    if pose.rounded:
-        blurred = canvas.filter(ImageFilter.GaussianBlur(pose.rounded * FINE * pose.radius))
-        canvas = blurred.point(_above(128))
+    if blur:
+        canvas = canvas.filter(ImageFilter.GaussianBlur(FINE * blur)).point(_above(128))
     # One box is a third of the work of a Gaussian, and a rim needs no better.
     rim = canvas.filter(ImageFilter.BoxBlur(0.11 * FINE * pose.radius)).point(_above(230))
     shown, inner = (ImageOps.expand(part.reduce(FINE), pad) for part in (canvas, rim))
@@ -150,7 +154,7 @@ def pattern(pose: Pose, surface: Finish, x: np.ndarray, y: np.ndarray, unit: flo
 def paint(image: np.ndarray, cover: Cover, pose: Pose, surface: Finish, light: float, unit: float) -> None:
     """Onto image (H, W, 3) float32. light: direction it comes from; unit: pixels that once were one."""
     here = image[cover.here]
-    if not here.size:
+    if min(here.shape[:2]) < 2:  # out of the picture: a patch's outermost pixels show nothing
         return
     shown = cover.shown
     to_light = math.cos(light), math.sin(light)
@@ -169,7 +173,7 @@ def paint(image: np.ndarray, cover: Cover, pose: Pose, surface: Finish, light: f
     behind = (here * shown[..., None]).sum((0, 1)) / max(float(shown.sum()), 1)
     plain = np.broadcast_to(colour, here.shape)
     if surface.texture != "plain":
-        other = colour + 0.62 * (255 - colour) if surface.pale else 0.44 * colour
+        other = colour + 0.62 * (255 - colour) if surface.pale else 0.5 * colour
         plain = plain + pattern(pose, surface, x, y, unit)[..., None] * (other - colour)
     painted = plain * lit[..., None]
     if surface.gloss:

@@ -129,7 +129,7 @@ def _pose(rng: np.random.Generator, thing: Thing) -> Pose:
         thing.turn,
         tilt=rng.uniform(0.84, 1.0),
         keystone=rng.uniform(-0.12, 0.12),
-        rounded=0.0 if rng.random() < 0.4 else rng.uniform(0.04, 0.13),
+        rounded=0.0 if thing.shape == "circle" or rng.random() < 0.4 else rng.uniform(0.04, 0.13),
     )
 
 

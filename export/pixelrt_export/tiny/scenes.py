@@ -39,19 +39,21 @@ def shaded_scene(seed: int, long_side: int, photographs: tuple[str, ...]) -> Sce
         rng = np.random.default_rng([seed, attempt, 1])
         size = picture_size(rng)
         poses, things = arrangement(rng, size)
-        pixels = (round(size[0] * unit), round(size[1] * unit))
-        covers = [covered(pose.enlarged(unit), pixels) for pose in poses]
-        labels = label_map(covers, pixels)
-        seen = _seen(things, covers, labels, unit)
-        if seen is not None:
+        covers = [covered(pose, size) for pose in poses]
+        labels = label_map(covers, size)
+        if _clear(covers, labels, _seen(things, covers, labels)):
             break
     else:
         raise AssertionError(f"no scene for seed {seed}")
+    pixels = (round(size[0] * unit), round(size[1] * unit))
+    if unit != 1:
+        covers = [covered(pose.enlarged(unit), pixels) for pose in poses]
+        labels = label_map(covers, pixels)
     image = backdrop(rng, pixels, photographs)
     light, balance = lighting(rng)
     for k, cover in enumerate(covers):
         paint(image, cover, poses[k].enlarged(unit), finish_of(rng, things, poses, k), light, unit)
-    return Scene(exposed(rng, image * balance), labels, seen)
+    return Scene(exposed(rng, image * balance), labels, _seen(things, covers, labels))
 
 
 def finish_of(rng: np.random.Generator, things: list[Thing], poses: list[Pose], k: int) -> Finish:
@@ -140,27 +142,23 @@ def label_map(covers: list[Cover], size: tuple[int, int]) -> np.ndarray:
     return labels
 
 
-def _seen(
-    things: list[Thing], covers: list[Cover], labels: np.ndarray, unit: float
-) -> tuple[Thing, ...] | None:
-    """The things as they are seen, left to right; None where one is too much hidden or two stand in one column."""
+def _seen(things: list[Thing], covers: list[Cover], labels: np.ndarray) -> tuple[Thing, ...]:
+    """The things as they are seen, left to right."""
     seen = []
     for label, (thing, cover) in enumerate(zip(things, covers, strict=True), start=1):
         rows, columns = np.nonzero(labels == label)
-        if len(rows) < max(LEAST_VISIBLE * cover.area, LEAST_PIXELS * unit * unit):
-            return None
-        seen.append(
-            replace(
-                thing,
-                x=columns.mean() + 0.5,
-                y=rows.mean() + 0.5,
-                radius=math.sqrt(cover.area / math.pi),
-                label=label,
-            )
-        )
-    seen.sort(key=lambda t: t.x)
-    gaps = [b.x - a.x for a, b in pairwise(seen)]
-    return tuple(seen) if len(seen) > 1 and min(gaps) >= LEAST_APART * unit else None
+        if len(rows):
+            x, y = columns.mean() + 0.5, rows.mean() + 0.5
+            seen.append(replace(thing, x=x, y=y, radius=math.sqrt(cover.area / math.pi), label=label))
+    return tuple(sorted(seen, key=lambda t: t.x))
+
+
+def _clear(covers: list[Cover], labels: np.ndarray, seen: tuple[Thing, ...]) -> bool:
+    """Of a picture of LONG_SIDE: nothing is too much hidden, no two things stand in one column."""
+    shown = np.bincount(labels.ravel(), minlength=len(covers) + 1)[1:]
+    least = [max(LEAST_VISIBLE * cover.area, LEAST_PIXELS) for cover in covers]
+    apart = [b.x - a.x >= LEAST_APART for a, b in pairwise(seen)]
+    return len(seen) > 1 and bool((shown >= least).all()) and all(apart)
 
 
 def lighting(rng: np.random.Generator) -> tuple[float, np.ndarray]:

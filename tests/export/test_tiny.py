@@ -165,12 +165,12 @@ def test_the_shipped_checkpoint_answers() -> None:
 def test_smoke_training_resumes_nothing_and_writes_a_checkpoint(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "pixelrt_export.tiny.train", "--smoke", "--look", "shaded"]
     command += ["--out", str(tmp_path)]
-    subprocess.run(command, check=True, timeout=180, cwd=ROOT / "export")
+    subprocess.run(command, check=True, timeout=300, cwd=ROOT / "export")
     net, _ = read_checkpoint(tmp_path / "checkpoint")
     assert all(torch.isfinite(p).all() for p in net.parameters())
     assert (tmp_path / "log.jsonl").read_text().count("\n") >= 1
     assert (tmp_path / "curves.png").stat().st_size > 2000
     again = subprocess.run(
-        command, check=True, timeout=180, cwd=ROOT / "export", capture_output=True, text=True
+        command, check=True, timeout=300, cwd=ROOT / "export", capture_output=True, text=True
     )
     assert "done" in again.stdout  # its time is spent: a second start only writes the checkpoint again

@@ -13,6 +13,7 @@ pytest.importorskip("skimage", reason="needs the train extra")
 from pixelrt_export.tiny import psalm_prompts as prompts
 from pixelrt_export.tiny.looks import FLAT, SHADED
 from pixelrt_export.tiny.questions import KINDS, caption, question
+from pixelrt_export.tiny.samples import LONG_SIDE, SEED_BASE, SHADED_SAMPLES
 from pixelrt_export.tiny.scenes import scene
 from pixelrt_export.tiny.things import COLOURS, SHAPES, TEXTURES, Scene, Thing, plural_of
 from pixelrt_export.tiny.wording import PLURAL_WORDINGS, WORDINGS, Question
@@ -147,3 +148,13 @@ def test_sentences_mean_what_they_say() -> None:
         asked = prompts.sentence(drawn.things, random.Random(seed), look=SHADED)
         assert asked is not None and {0} >= {n for numbers in asked.answers.values() for n in numbers}
     assert set(seen) == set(SHADED.expressions) and min(seen.values()) > 15, seen
+
+
+def test_the_samples_to_come_ask_what_fits() -> None:
+    """Each question of the shaded samples has the answer that its comment says, or one at all."""
+    for seed, prompt in SHADED_SAMPLES.items():
+        drawn = scene(SEED_BASE + seed, LONG_SIDE, look=SHADED)
+        said, targets = answer_again(drawn, Question("", prompt, "", ()))
+        refused = {"Where is the green circle", "Can you segment the blue square", "How many", "What colour"}
+        assert bool(targets) != any(prompt.startswith(text) for text in refused), prompt
+        assert said.startswith("There is no") == prompt.startswith(("Where is", "Can you")), prompt

@@ -188,6 +188,7 @@ def _moved(a: np.ndarray, by: tuple[int, int]) -> np.ndarray:
     """a (h, w) shifted by rows and columns, zeros moving in."""
     out = np.zeros_like(a)
     (dy, dx), (h, w) = by, a.shape
+    dy, dx = max(-h, min(h, dy)), max(-w, min(w, dx))  # further than that, nothing is left of it
     out[max(0, dy) : h + min(0, dy), max(0, dx) : w + min(0, dx)] = a[
         max(0, -dy) : h - max(0, dy), max(0, -dx) : w - max(0, dx)
     ]

@@ -143,7 +143,7 @@ class PsalmRun(Run):
 def train(settings: Settings) -> None:
     words, look = Path(settings.out) / "tokenizer", LOOKS[settings.look]
     if not (words / "merges.txt").exists():
-        write_tokenizer(words, look=look)
+        write_tokenizer(words, min(400, settings.scenes), look=look)
     read_prompts(words, QUERIES)  # writes the runtime's form of it, before the processes read it
     drawn_scenes(Path(settings.cache), settings.scenes, side=SIDE, look=look)
     if look.videos:

@@ -123,14 +123,15 @@ def _thing(rng: np.random.Generator, earlier: list[Thing], x: float, y: float, r
 
 
 def _pose(rng: np.random.Generator, thing: Thing) -> Pose:
+    lean = 0.55 if thing.shape == "square" else 1.0  # a turned square would come out a rhombus
     return Pose(
         thing.shape,
         thing.x,
         thing.y,
         thing.radius,
         thing.turn,
-        tilt=rng.uniform(0.84, 1.0),
-        keystone=rng.uniform(-0.12, 0.12),
+        tilt=1 - 0.16 * lean * rng.random(),
+        keystone=0.12 * lean * rng.uniform(-1, 1),
         rounded=0.0 if thing.shape == "circle" or rng.random() < 0.4 else rng.uniform(0.04, 0.13),
     )
 

@@ -1,11 +1,12 @@
 # make test       all tests, from nothing: makes .venv-test and .venv-compat first
 # make check      ruff, and mypy (strict on runtime and kernels)
-# make gpu-check  the tests marked gpu; writes benchmarks/results/gpu-check.json
+# make kernels    the host library of the kernels, and the GPU code where nvcc is at hand; needs no environment
+# make gpu-check  builds the kernels, runs the tests marked gpu, times the kernels; writes benchmarks/results/gpu-check.json
 # make clean      removes everything that was made here except bundles
 #
 # PIXELRT_PYTHON=PROGRAM  the Python to make the environments with, 3.10 to 3.13 (default: python3)
 
-.PHONY: test check gpu-check clean
+.PHONY: test check kernels gpu-check clean
 test: .compat
 test check gpu-check: .test
 
@@ -26,9 +27,12 @@ check:
 	$(bin)/ruff check .
 	$(bin)/mypy
 
+kernels:
+	cd kernels && $(or $(PIXELRT_PYTHON),python3) -m pixelrt_kernels.build
+
 gpu-check:
 	$(bin)/python -m benchmarks.gpu_check
 
 clean:
-	rm -rf .venv .venv-test .venv-compat build dist pixelrt-out .pytest_cache .mypy_cache .ruff_cache
+	rm -rf .venv .venv-test .venv-compat build dist kernels/pixelrt_kernels/built pixelrt-out .pytest_cache .mypy_cache .ruff_cache
 	find . -name __pycache__ -prune -exec rm -rf {} +

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # From a checkpoint or a bundle to masks on a picture.
 #
-#   ./build_engines.sh                                    the shipped small model, from nothing
+#   ./build_engines.sh                                    both shipped small models, from nothing
 #   ./build_engines.sh CHECKPOINT_OR_BUNDLE [ARGUMENT]... your own
 #   ./build_engines.sh -h                                 this text
 #
@@ -11,7 +11,8 @@
 #
 # which exports a checkpoint to bundles/NAME (unless the bundle there was made from it), asks a sample question
 # about a sample picture, and prints the answer, the time of each stage, the path of the overlay picture and the
-# next command. ARGUMENTs are those of `pixelrt run`, for example --image P --prompt T --vision-tower DIR.
+# next command. ARGUMENTs are those of `pixelrt run`, for example --image P --prompt T --vision-tower DIR, or for a
+# PSALM --task panoptic --classes FILE.
 # A bundle needs only the light runtime; a checkpoint also needs PyTorch (a download of some hundred megabytes, or
 # gigabytes where only CUDA builds of it are offered).
 #
@@ -24,14 +25,24 @@ set -euo pipefail
 case "${1-}" in -h | --help) exec sed -n '2,/^set /{/^set /d;s/^# \{0,1\}//;p}' "${BASH_SOURCE[0]}" ;; esac
 
 here=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd)
-[ $# -gt 0 ] || set -- "$here/checkpoints/pixellm-tiny" --bundle "$here/bundles/pixellm-tiny" --out "$here/pixelrt-out"
 
 if [ -z "${PIXELRT_VENV-}" ]; then
   extras=cpu,export
-  [ ! -f "$1/manifest.json" ] || extras=cpu
+  [ ! -f "${1-}/manifest.json" ] || extras=cpu
   "$here/scripts/venv.sh" "$here/.venv" "$extras"
+  # Faster masks where a C++ compiler is at hand; without one the same masks are made by numpy.
+  "$here/.venv/bin/python" -m pixelrt_kernels.build --host --quiet || true
 fi
 venv=${PIXELRT_VENV:-$here/.venv}
+run() { "$venv/bin/python" -m pixelrt.cli run "$@"; }
+shipped() { run "$here/checkpoints/$1" --bundle "$here/bundles/$1" --out "$here/pixelrt-out/$1" "${@:2}"; }
 
-"$venv/bin/python" -m pixelrt.cli run "$@"
+if [ $# -gt 0 ]; then
+  run "$@"
+else
+  printf 'PixelLM: a question, an answer with a mask for each thing it names\n\n'
+  shipped pixellm-tiny
+  printf '\n\nPSALM: classes, a sentence or a place, and every mask in one pass\n\n'
+  shipped psalm-tiny --task panoptic --classes "$here/calib_data/classes.txt"
+fi
 printf '         (once in each terminal, so that it knows pixelrt:  source %q)\n' "$venv/bin/activate"

@@ -1,4 +1,4 @@
-"""Checkpoints of the golden runs, made once a session."""
+"""Checkpoints of the golden runs and the kernels' host library, made once a session."""
 
 from __future__ import annotations
 
@@ -8,8 +8,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pixelrt_kernels import build
+from pixelrt_kernels.library import HOST, HostLibrary
 
 GOLDEN = Path(__file__).resolve().parent / "golden"
+
+
+@pytest.fixture(scope="session")
+def host_library(tmp_path_factory: pytest.TempPathFactory) -> HostLibrary:
+    """The kernels' host library, built anew."""
+    if build.compiler(HOST) is None:
+        pytest.skip("no C++ compiler: the host library cannot be built")
+    return HostLibrary(build.build(HOST, tmp_path_factory.mktemp("kernels")))
 
 
 @pytest.fixture(scope="session")

@@ -25,11 +25,13 @@ Box = tuple[int, int, int, int]
 class Packed:
     """A mask (H, W) as bits of its box."""
 
-    def __init__(self, mask: Bits, box: Box | None) -> None:
-        self.shape, self.box = mask.shape, box
+    def __init__(self, bits: NDArray[np.uint8], width: int, box: Box | None) -> None:
+        """bits: (H, ceil(W / 8)), as numpy.packbits orders them."""
+        self.shape, self.box = (len(bits), width), box
         x0, y0, x1, y1 = box or (0, 0, 0, 0)
-        self._window = slice(y0, y1), slice(x0, x1)
-        self._bits = np.packbits(mask[self._window], axis=1)
+        left, right = x0 // 8, -(-x1 // 8)  # in bytes
+        self._window = slice(y0, y1), slice(8 * left, min(8 * right, width))
+        self._bits = bits[y0:y1, left:right].copy()
 
     def mask(self) -> Bits:
         out = np.zeros(self.shape, np.bool_)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -20,8 +21,10 @@ from pixelrt.queries import Classes, Refer, Regions  # noqa: E402
 from pixelrt_export.export import export_bundle  # noqa: E402
 from pixelrt_export.families.psalm import FILL, MEAN, STD  # noqa: E402
 from pixelrt_export.reference.psalm import Psalm  # noqa: E402
+from pixelrt_export.tiny import psalm_exam  # noqa: E402
 from pixelrt_export.tiny import psalm_prompts as prompts  # noqa: E402
-from pixelrt_export.tiny.looks import SHADED  # noqa: E402
+from pixelrt_export.tiny.evaluate import SEED_BASE  # noqa: E402
+from pixelrt_export.tiny.looks import FLAT, SHADED  # noqa: E402
 from pixelrt_export.tiny.psalm_checkpoint import (  # noqa: E402
     QUERIES,
     SIDE,
@@ -35,8 +38,10 @@ from pixelrt_export.tiny.psalm_rows import Packer, Rows  # noqa: E402
 from pixelrt_export.tiny.psalm_tokenizer import read_prompts, vocab_size, write_tokenizer  # noqa: E402
 from pixelrt_export.tiny.scene_cache import Batch, draw_batch, drawn_scenes  # noqa: E402
 from pixelrt_export.tiny.scenes import scene  # noqa: E402
+from pixelrt_export.tiny.tables import Report  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[2]
+SHIPPED = ROOT / "checkpoints" / "psalm-tiny"
 
 
 @pytest.fixture(scope="module")
@@ -179,15 +184,22 @@ def test_matching_finds_the_masks() -> None:
 # ---- the checkpoint ---------------------------------------------------------------------------------------
 
 
-def test_the_runtime_answers_as_the_reference(
-    net: Psalm, packer: Packer, words: Path, tmp_path: Path
-) -> None:
-    """Untrained weights through fp16 file, exporter and runtime: the mask it gives is one of the reference's."""
-    save_checkpoint(net, words, tmp_path / "checkpoint")
-    assert sum(f.stat().st_size for f in (tmp_path / "checkpoint").iterdir()) < 10e6
-    again = read_checkpoint(tmp_path / "checkpoint")
-    assert all((a == b).all() for a, b in zip(net.parameters(), again.parameters(), strict=True))
-    segmenter = pixelrt.load(export_bundle(tmp_path / "checkpoint", tmp_path / "bundle"))
+@pytest.mark.parametrize("weights", ["random", "shipped"])
+def test_the_runtime_answers_as_the_reference(weights: str, net: Psalm, words: Path, tmp_path: Path) -> None:
+    """Through fp16 file, exporter and runtime: the mask it gives is one of the reference's."""
+    checkpoint = tmp_path / "checkpoint"
+    if weights == "random":
+        save_checkpoint(net, words, checkpoint)
+    elif SHIPPED.exists():
+        shutil.copytree(SHIPPED, checkpoint)
+    else:
+        pytest.skip("no shipped checkpoint")
+    assert sum(f.stat().st_size for f in checkpoint.iterdir()) < 10e6
+    again = read_checkpoint(checkpoint)
+    if weights == "random":
+        assert all((a == b).all() for a, b in zip(net.parameters(), again.parameters(), strict=True))
+    segmenter = pixelrt.load(export_bundle(checkpoint, tmp_path / "bundle"))
+    packer = Packer(read_prompts(checkpoint, QUERIES), net.config.image_tokens, net.config.image_size)
     drawn = scene(900_000_003, SIDE)
     frame = segmenter.encode(drawn.image)
     spec = ImageSpec.from_dict(segmenter.bundle.manifest["image"])
@@ -208,6 +220,19 @@ def test_the_runtime_answers_as_the_reference(
             masks = again.predictor(queries, keys, features.mask_features, rows.image)[-1].masks[0].numpy()
             got = segmenter.segment(frame, query).masks[0].low_res_logits
             assert min(np.abs(got - mask).max() for mask in masks) < 1e-3
+
+
+@pytest.mark.skipif(not SHIPPED.exists(), reason="no shipped checkpoint")
+def test_the_shipped_checkpoint_answers(tmp_path: Path) -> None:
+    segmenter = pixelrt.load(export_bundle(SHIPPED, tmp_path / "bundle"))
+    report = Report(psalm_exam.MEASURES, psalm_exam.kinds(FLAT), with_all=False)
+    for k in range(10):
+        for record in psalm_exam.examine(segmenter, FLAT, "held-out seeds", SEED_BASE + k, SIDE):
+            report.add(record)
+    rows = report.tables()["held-out seeds"]
+    # loose: the model card has the figures of 500 scenes
+    assert rows["panoptic"]["pq"][0] > 0.8
+    assert all(rows[kind]["iou"][0] > 0.8 for kind in ("sentence: name", "region: point", "region: box"))
 
 
 @pytest.mark.slow

@@ -96,30 +96,6 @@ def test_panoptic_quality_is_that_of_the_text(seed: int) -> None:
     assert 0.2 < got[0] < 0.95
 
 
-def test_panoptic_quality_is_that_of_torchmetrics() -> None:
-    detection = pytest.importorskip("torchmetrics.detection", reason="torchmetrics is in the dev extra")
-    import torch
-
-    metric = detection.PanopticQuality(things=set(range(4)), stuffs={4}, return_per_class=True)
-    pictures = panoptic_scenes(7, classes=4, pictures=12)
-
-    def drawn(segments: list[tuple[int, np.ndarray]]) -> Any:
-        """(1, H, W, 2): class and number; the background is stuff, not void: what is drawn there counts."""
-        out = np.zeros((1, 24, 24, 2), int)
-        out[..., 0] = 4
-        for number, (kind, mask) in enumerate(segments, start=1):
-            out[0, mask] = kind, number
-        return torch.tensor(out)
-
-    for truth, found in pictures:
-        metric.update(drawn(found), drawn(list(truth.values())))
-    classes = [metric.cat_id_to_continuous_id[k] for k in range(4)]
-    table = sum(measures.counts(truth, found, 4) for truth, found in pictures)
-    assert (table[:, 1:].sum(1) > 0).all()
-    want = metric.compute().reshape(-1)[classes].mean()
-    assert abs(measures.quality(table)[0] - float(want)) < 1e-6
-
-
 # ---- video ------------------------------------------------------------------------------------------------
 
 

@@ -6,15 +6,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from pixelrt_kernels.upsample_mask import (
-    chain,
-    class_bands,
-    class_map,
-    classes,
-    label_map,
-    labels,
-    upsample_mask,
-)
+from pixelrt_kernels.upsample_mask import chain, classes, labels
+from pixelrt_kernels.upsample_mask.classes import class_bands, class_map
+from pixelrt_kernels.upsample_mask.labels import label_map
+from pixelrt_kernels.upsample_mask.probability import probability
+from pixelrt_kernels.upsample_mask.reference import upsample_mask
 
 # low-res (h, w), square, content (h', w'), original (H, W)
 SIZES = [
@@ -22,6 +18,7 @@ SIZES = [
     ((1, 1), 7, (7, 3), (33, 1)),
     ((7, 33), 33, (7, 33), (1, 7)),
     ((33, 33), 33, (33, 33), (33, 33)),
+    ((27, 2), 3, (3, 2), (4, 72)),  # the first tap is not the first row
     ((32, 32), 128, (96, 128), (75, 100)),
     ((40, 40), 160, (61, 160), (33, 77)),  # smaller than the content
     ((40, 40), 160, (160, 3), (700, 9)),
@@ -80,7 +77,7 @@ def test_label_map(low: tuple, square: int, content: tuple, original: tuple, mon
     scores = np.array([0.9, 0.95, 0.81, 0.99, 0.95], np.float32)
     low_res[4] = low_res[1]  # equal products: the first owns
     got = label_map(low_res, scores, square, content, original)
-    p = chain.probability(whole(low_res, square, content, original))
+    p = probability(whole(low_res, square, content, original))
     owner = (scores[:, None, None] * p).argmax(0)
     on = np.take_along_axis(p, owner[None], 0)[0] >= 0.5
     assert np.array_equal(got.owner, np.where(on, owner, -1)) and got.owner.dtype == np.int16
@@ -116,10 +113,10 @@ def test_class_bands(
     assert [part.start for part, _ in parts[1:]] == [part.stop for part, _ in parts[:-1]]
     got = np.concatenate([values for _, values in parts], axis=1)
     if order == "logits":
-        p = chain.probability(whole(low_res, square, content, original))
+        p = probability(whole(low_res, square, content, original))
         wanted = np.einsum("nc,nyx->cyx", weights, p)
     else:
-        p = chain.probability(whole(low_res, square, content, content))
+        p = probability(whole(low_res, square, content, content))
         wanted = whole(np.einsum("nc,nyx->cyx", weights, p), max(content), content, original)
         step = chain.Chain.of(p, max(content), content, original)
         wanted = np.stack(

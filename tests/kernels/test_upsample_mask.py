@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from pixelrt_kernels.upsample_mask import reference, upsample_mask
+from pixelrt_kernels.upsample_mask import reference
+from pixelrt_kernels.upsample_mask.reference import upsample_mask
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "pixellm"
 

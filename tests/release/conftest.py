@@ -1,4 +1,4 @@
-"""The shipped checkpoint as a bundle, exported once a session, and the samples to ask it about."""
+"""The shipped checkpoints as bundles, exported once a session, and the samples to ask them about."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-CHECKPOINT = ROOT / "checkpoints" / "pixellm-tiny"
+CHECKPOINTS = ROOT / "checkpoints"
 
 
 @pytest.fixture(scope="session")
@@ -16,18 +16,41 @@ def root() -> Path:
     return ROOT
 
 
+def shipped(name: str) -> Path:
+    if not (CHECKPOINTS / name / "config.json").is_file():
+        pytest.skip(f"checkpoints/{name} is not there")
+    return CHECKPOINTS / name
+
+
+def exported(checkpoint: Path, factory: pytest.TempPathFactory) -> Path:
+    from pixelrt_export.export import export_bundle
+
+    return export_bundle(checkpoint, factory.mktemp("bundles") / checkpoint.name)
+
+
 @pytest.fixture(scope="session")
 def tiny_checkpoint() -> Path:
-    if not (CHECKPOINT / "config.json").is_file():
-        pytest.skip("checkpoints/pixellm-tiny is not there")
-    return CHECKPOINT
+    return shipped("pixellm-tiny")
 
 
 @pytest.fixture(scope="session")
 def tiny_bundle(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from pixelrt_export.export import export_bundle
+    return exported(tiny_checkpoint, tmp_path_factory)
 
-    return export_bundle(tiny_checkpoint, tmp_path_factory.mktemp("bundles") / "pixellm-tiny")
+
+@pytest.fixture(scope="session")
+def psalm_checkpoint() -> Path:
+    return shipped("psalm-tiny")
+
+
+@pytest.fixture(scope="session")
+def psalm_bundle(psalm_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return exported(psalm_checkpoint, tmp_path_factory)
+
+
+@pytest.fixture(scope="session")
+def class_names() -> list[str]:
+    return (ROOT / "calib_data" / "classes.txt").read_text(encoding="utf-8").splitlines()
 
 
 @pytest.fixture(scope="session")

@@ -34,6 +34,15 @@ def test_a_bundle_answers_the_sample_question(tiny_bundle: Path, tmp_path: Path)
     assert (tmp_path / "out" / answer["overlay"]).is_file()
 
 
+def test_a_psalm_bundle_does_its_task(psalm_bundle: Path, root: Path, tmp_path: Path) -> None:
+    task = ("--task", "panoptic", "--classes", root / "calib_data" / "classes.txt")
+    done = pixelrt_run(psalm_bundle, *task, "--out", tmp_path / "out")
+    assert done.exit_code == 0, done.output
+    for said in ("scene_01.png", "panoptic, 30 classes: red circle", "encode", "overlay:", "next:"):
+        assert said in done.output
+    assert (tmp_path / "out" / "panoptic.png").is_file()
+
+
 @installed
 def test_a_checkpoint_is_exported_once(tiny_checkpoint: Path, tmp_path: Path) -> None:
     bundle, where = tmp_path / "bundle", ("--out", tmp_path / "out")
@@ -70,6 +79,7 @@ def test_a_changed_checkpoint_is_noticed(tiny_checkpoint: Path, tiny_bundle: Pat
     [
         (["no-such-folder"], "not a folder"),
         (["no-such-folder", "--image", "x.png"], "--prompt"),
+        (["no-such-folder", "--task", "panoptic"], "--classes"),
     ],
 )
 def test_bad_input_is_one_sentence(arguments: list[str], said: str) -> None:

@@ -147,8 +147,8 @@ def test_packed_masks() -> None:
     mask = np.zeros((37, 53), bool)
     mask[3:20, 11:40] = rng.random((17, 29)) < 0.5
     mask[3, 11] = mask[19, 39] = True
-    assert np.array_equal(Packed(mask, (11, 3, 40, 20)).mask(), mask)
-    assert not Packed(np.zeros((3, 4), bool), None).mask().any()
+    assert np.array_equal(Packed(np.packbits(mask, axis=1), mask.shape[1], (11, 3, 40, 20)).mask(), mask)
+    assert not Packed(np.zeros((3, 1), np.uint8), 4, None).mask().any()
 
 
 def test_json_of_results() -> None:

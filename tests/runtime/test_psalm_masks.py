@@ -13,7 +13,8 @@ from pixelrt.families import psalm_masks as post
 from pixelrt.families.psalm_masks import Enlarged, Sizes, ranked
 from pixelrt.families.psalm_video import tracked
 from pixelrt.queries import Classes, Refer
-from pixelrt_kernels.upsample_mask.chain import probability
+from pixelrt_kernels import upsample_mask
+from pixelrt_kernels.upsample_mask.probability import probability
 
 Case = Callable[[str], dict[str, Any]]
 GOLDEN = toy.golden()
@@ -22,6 +23,13 @@ THINGS = [name for name, thing in zip(NAMES, GOLDEN["is_thing_list"], strict=Tru
 QUERY = Classes(NAMES, things=THINGS)
 SIZES = Sizes(128, (96, 128), (75, 100))
 SCORE, VALUE = 5e-7, 2e-6  # both sides are fp32: a score below 1, a sum of twenty such
+
+
+@pytest.fixture(autouse=True, params=["numpy", "host library"])
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Everything here, once in numpy and once in the host library."""
+    library = None if request.param == "numpy" else request.getfixturevalue("host_library")
+    monkeypatch.setattr(upsample_mask, "host_library", lambda: library)
 
 
 def logits_of(case: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:

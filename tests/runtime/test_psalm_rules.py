@@ -9,7 +9,8 @@ from pixelrt.families import psalm_masks as post
 from pixelrt.families.psalm_masks import Enlarged, Sizes, ranked, softmax
 from pixelrt.families.psalm_video import distinct, fused, iou, tracked
 from pixelrt.queries import Classes, Refer
-from pixelrt_kernels.upsample_mask.chain import Chain, probability
+from pixelrt_kernels.upsample_mask.chain import Chain
+from pixelrt_kernels.upsample_mask.probability import probability
 
 NAMES = toy.golden()["class_names"][:-1]
 SIZES = Sizes(128, (96, 128), (75, 100))

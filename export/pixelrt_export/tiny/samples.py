@@ -1,4 +1,4 @@
-"""The sample pictures and questions of `calib_data/`: scenes of seeds that training never draws.
+"""The sample pictures, questions and class list of `calib_data/`: scenes of seeds that training never draws.
 
 python -m pixelrt_export.tiny.samples --out calib_data [--look flat]
 """
@@ -12,6 +12,7 @@ from pathlib import Path
 from PIL import Image
 
 from pixelrt_export.tiny.looks import FLAT, LOOKS, Look
+from pixelrt_export.tiny.psalm_prompts import NAMES
 from pixelrt_export.tiny.scenes import scene
 
 SEED_BASE = 950_000_000  # training draws from 0, the evaluation from 900,000,000
@@ -49,7 +50,7 @@ SHADED_SAMPLES = {
 
 
 def write_samples(folder: Path, look: Look = FLAT) -> None:
-    """scene_01.png, scene_02.png, ... and prompts.jsonl, one object a line: image, prompt."""
+    """scene_01.png, scene_02.png, ..., prompts.jsonl, one object a line: image, prompt; and classes.txt."""
     folder.mkdir(parents=True, exist_ok=True)
     lines, samples = [], SAMPLES if look is FLAT else SHADED_SAMPLES
     for number, (seed, prompt) in enumerate(samples.items(), start=1):
@@ -58,6 +59,7 @@ def write_samples(folder: Path, look: Look = FLAT) -> None:
         Image.fromarray(drawn.image).save(folder / name, optimize=True)
         lines.append(json.dumps({"image": name, "prompt": prompt}) + "\n")
     (folder / "prompts.jsonl").write_text("".join(lines), encoding="utf-8")
+    (folder / "classes.txt").write_text("".join(f"{name}\n" for name in NAMES), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -9,9 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-import numpy as np
-
-from pixelrt_kernels.upsample_mask.reference import Floats, Taps, _check, mix, taps
+from pixelrt_kernels.upsample_mask.probability import Floats
+from pixelrt_kernels.upsample_mask.reference import Taps, check, mix, taps
 
 
 @dataclass(frozen=True)
@@ -24,9 +23,9 @@ class Chain:
     @classmethod
     def of(cls, low_res: Floats, square: int, content: tuple[int, int], original: tuple[int, int]) -> Chain:
         """low_res (N, h, w). Raises ValueError as `upsample_mask` does."""
-        _check(low_res, square, content, original)
+        check(low_res, square, content, original)
         rows, columns = (taps(low_res.shape[axis + 1], square) for axis in (0, 1))
-        square_taps = _shifted(rows, slice(0, content[0]))[0], _shifted(columns, slice(0, content[1]))[0]
+        square_taps = (_first(rows, content[0]), _first(columns, content[1]))
         return cls(square_taps, (taps(content[0], original[0]), taps(content[1], original[1])))
 
     @property
@@ -60,12 +59,6 @@ class Chain:
         return _shifted(self.to_original[0], part)[1]
 
 
-def probability(logits: Floats) -> Floats:
-    """1 / (1 + exp(-x)) in float32, of any sign."""
-    with np.errstate(over="ignore"):  # exp gives inf and the quotient 0, as it should be
-        return np.asarray(np.float32(1) / (np.float32(1) + np.exp(-logits)), np.float32)
-
-
 def _resized(plane: Floats, along: tuple[Taps, Taps], part: slice) -> Floats:
     rows, source = _shifted(along[0], part)
     return mix(mix(plane[source], along[1], axis=1), rows, axis=0)
@@ -76,3 +69,7 @@ def _shifted(along: Taps, part: slice) -> tuple[Taps, slice]:
     low, high = along.low[part], along.high[part]
     first, last = int(low[0]), int(high[-1]) + 1
     return Taps(low - first, high - first, along.keep[part], along.t[part]), slice(first, last)
+
+
+def _first(along: Taps, count: int) -> Taps:
+    return Taps(along.low[:count], along.high[:count], along.keep[:count], along.t[:count])

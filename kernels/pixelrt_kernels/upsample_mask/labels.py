@@ -1,6 +1,6 @@
 """Which of N masks owns each pixel, and the areas that overlap rules ask for     (numpy, the specification)
 
-    p[n, y, x]  = sigmoid(out[n, y, x])                      out: chain.py
+    p[n, y, x]  = probability(out[n, y, x])                  out: chain.py
     owner[y, x] = arg max over n of score[n] * p[n, y, x]    the first of equals
     won[n]      = pixels that n owns
     whole[n]    = pixels with p[n] >= 0.5
@@ -17,8 +17,9 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from pixelrt_kernels.upsample_mask.chain import Chain, probability
-from pixelrt_kernels.upsample_mask.reference import BAND_PIXELS, Floats
+from pixelrt_kernels.upsample_mask.chain import Chain
+from pixelrt_kernels.upsample_mask.probability import Floats, probability
+from pixelrt_kernels.upsample_mask.reference import BAND_PIXELS
 
 
 class Owners(NamedTuple):
@@ -38,11 +39,10 @@ def label_map(
     """low_res (N, h, w) logits, scores (N,), N below 32768; the rest as `upsample_mask` takes it.
 
     Raises:
-        ValueError: sizes that make no sense, or another number of scores than masks.
+        ValueError: sizes that make no sense, another number of scores than masks, or too many masks.
     """
     chain = Chain.of(low_res, square, content, original)
-    if scores.shape != low_res.shape[:1]:
-        raise ValueError(f"need one score a mask, got {scores.shape} for {len(low_res)} masks")
+    check_scores(low_res, scores)
     owner = np.full(original, -1, np.int16)
     won, whole, kept = (np.zeros(len(low_res), np.int64) for _ in range(3))
     for part in chain.bands(BAND_PIXELS) if len(low_res) else ():
@@ -60,3 +60,11 @@ def label_map(
         kept += np.bincount(index[of_best >= 0.5], minlength=len(low_res))
         owner[part] = np.where(of_best >= 0.5, index, -1)
     return Owners(owner, won, whole, kept)
+
+
+def check_scores(low_res: Floats, scores: Floats) -> None:
+    """Raises ValueError as `label_map` does."""
+    if scores.shape != low_res.shape[:1] or len(low_res) > np.iinfo(np.int16).max:
+        raise ValueError(
+            f"need one score a mask, below 32768 of them, got {scores.shape} for {len(low_res)} masks"
+        )

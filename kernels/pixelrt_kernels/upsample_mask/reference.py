@@ -23,9 +23,9 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-BAND_PIXELS = 1 << 19  # of output held as float at once: 2 MiB of float32, 4 MiB while a sum is fused
+from pixelrt_kernels.upsample_mask.probability import Floats, probability
 
-Floats = NDArray[np.float32]
+BAND_PIXELS = 1 << 19  # of output held as float at once: 2 MiB of float32, 4 MiB while a sum is fused
 
 
 class Taps(NamedTuple):
@@ -47,7 +47,7 @@ def upsample_mask(
     Raises:
         ValueError: `low_res` is not (N, h, w), a size is below 1, or the content is larger than the square.
     """
-    _check(low_res, square, content, original)
+    check(low_res, square, content, original)
     height, width = original
     masks = np.zeros((len(low_res), height, width), np.bool_)
     scores = np.zeros(len(low_res), np.float32)
@@ -65,7 +65,7 @@ def upsample_mask(
             shifted = Taps(rows.low[part] - first, rows.high[part] - first, rows.keep[part], rows.t[part])
             band = mix(mix(logits[first:last], columns, axis=1), shifted, axis=0)
             positive = np.greater(band, 0, out=masks[index, part])
-            total += float(sigmoid(band[positive]).sum(dtype=np.float64))
+            total += float(probability(band[positive]).sum(dtype=np.float64))
         scores[index] = total / (int(masks[index].sum()) + 1e-6)
         boxes[index] = box_of(masks[index])
     return masks, scores, boxes
@@ -92,18 +92,14 @@ def mix(source: Floats, along: Taps, axis: int) -> Floats:
     return near.astype(np.float32)
 
 
-def sigmoid(x: Floats) -> Floats:
-    """1 / (1 + exp(-x)) in float32, for x > 0 (there exp cannot overflow)."""
-    return np.asarray(np.float32(1) / (np.float32(1) + np.exp(-x)), np.float32)
-
-
 def box_of(mask: NDArray[np.bool_]) -> tuple[int, int, int, int]:
     """Smallest x0, y0, x1, y1 (x1, y1 exclusive) around the True pixels of (H, W); zeros if none."""
     ys, xs = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
     return (int(xs[0]), int(ys[0]), int(xs[-1]) + 1, int(ys[-1]) + 1) if len(ys) else (0, 0, 0, 0)
 
 
-def _check(low_res: Floats, square: int, content: tuple[int, int], original: tuple[int, int]) -> None:
+def check(low_res: Floats, square: int, content: tuple[int, int], original: tuple[int, int]) -> None:
+    """Raises ValueError as `upsample_mask` does."""
     if low_res.ndim != 3 or 0 in low_res.shape[1:]:
         raise ValueError(f"low_res must be (N, h, w) with h, w >= 1, got shape {low_res.shape}")
     if min(square, *content, *original) < 1 or max(content) > square:

@@ -15,6 +15,7 @@ from pixelrt.errors import InputError
 from pixelrt.queries import KINDS, TASKS, Classes, Query, Refer, Regions
 
 F = TypeVar("F", bound=Callable[..., Any])
+NAMES_SHOWN = 6
 ASKED = (*TASKS, "referring", "interactive")
 
 
@@ -98,7 +99,8 @@ def query_in_words(query: str | Query) -> str:
         return query
     if isinstance(query, Classes):
         count = len(query.names)
-        return f"{query.task}, {count} class{'es' * (count > 1)}: {', '.join(query.names)}"
+        names = ", ".join(query.names[:NAMES_SHOWN]) + (", …" if count > NAMES_SHOWN else "")
+        return f"{query.task}, {count} class{'es' * (count > 1)}: {names}"
     if isinstance(query, Refer):
         return " / ".join(query.sentences) + (" (several)" if query.several else "")
     regions = query.regions if not isinstance(query, Regions) else query

@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from pixelrt.cli import debug_option, main, printable, say
+from pixelrt.cli.query_options import QueryOptions, query_in_words, query_of, query_options
 from pixelrt.errors import InputError
 
 CLIP = "clip/"  # before the names of the CLIP folder's files in a manifest's provenance
@@ -29,6 +30,7 @@ SAMPLES = Path(__file__).resolve().parents[3] / "calib_data"  # in a checkout; a
 )
 @click.option("--vision-tower", type=click.Path(path_type=Path), help="As for `pixelrt export`.")
 @click.option("--precision", help="As for `pixelrt export`.")
+@query_options
 @debug_option
 @click.pass_context
 def run(
@@ -40,12 +42,17 @@ def run(
     bundle: Path | None,
     vision_tower: Path | None,
     precision: str | None,
+    **asked: Any,
 ) -> None:
-    """Export a checkpoint if need be, then ask its bundle about a picture.
+    """Export a checkpoint if need be, then ask its bundle about a picture, with --prompt or a --task.
 
     A bundle that was made from the same files is used again.
     """
-    image, prompt = _question(image, prompt)
+    if asked["task"] is None:
+        image, prompt = _question(image, prompt)
+    else:
+        image = image or _sample()[0]
+    words = query_in_words(query_of(prompt, QueryOptions(**asked)))  # refused before anything is exported
     if (source / "manifest.json").is_file():
         folder = source
     elif source.is_dir():
@@ -59,9 +66,11 @@ def run(
             ctx.invoke(_command(ctx, "export"), checkpoint=_short(source), bundle=folder, **options)
     else:
         raise InputError(f"{source} is not a folder. Give the folder of a checkpoint or of a bundle.")
-    click.echo(printable(f"\nimage:    {_short(image)}\nquestion: {prompt}\nanswer:   "), nl=False)
+    spoken = "answer:   " if asked["task"] is None else "\n"  # a task is answered with masks alone
+    click.echo(printable(f"\nimage:    {_short(image)}\nquestion: {words}\n{spoken}"), nl=False)
     where = {} if out is None else {"out": _short(out)}
-    ctx.invoke(_command(ctx, "segment"), bundle=_short(folder), image=_short(image), prompt=prompt, **where)
+    question = {"image": _short(image), "prompt": prompt, **asked}
+    ctx.invoke(_command(ctx, "segment"), bundle=_short(folder), **question, **where)
 
 
 def made_from(folder: Path, checkpoint: Path, vision_tower: Path | None, precision: str | None) -> bool:
@@ -104,19 +113,24 @@ def made_from(folder: Path, checkpoint: Path, vision_tower: Path | None, precisi
 
 def _question(image: Path | None, prompt: str | None) -> tuple[Path, str]:
     """What was given; otherwise the first sample of the checkout."""
-    if image is not None and prompt is None:
+    if image is None:
+        picture, question = _sample()
+        return picture, prompt or question
+    if prompt is None:
         raise InputError(f'No question about {image}. Give one: --prompt "Segment the mug."')
+    return image, prompt
+
+
+def _sample() -> tuple[Path, str]:
+    """The first picture of calib_data and its question."""
     samples = SAMPLES / "prompts.jsonl"
-    if image is None and not samples.is_file():
+    if not samples.is_file():
         raise InputError(
             f"{SAMPLES} holds no samples here. Give a picture and a question: --image P --prompt T"
         )
-    if image is None:
-        with samples.open(encoding="utf-8") as lines:
-            sample = json.loads(next(lines))
-        return SAMPLES / sample["image"], prompt or sample["prompt"]
-    assert prompt is not None
-    return image, prompt
+    with samples.open(encoding="utf-8") as lines:
+        sample = json.loads(next(lines))
+    return SAMPLES / sample["image"], sample["prompt"]
 
 
 def _command(ctx: click.Context, name: str) -> click.Command:

@@ -102,7 +102,7 @@ def segment(
     for line in _timing_lines({"load": load_ms, **stages, "write files": write_ms}):
         say(line)
     say(f"\noverlay: {out / 'overlay.png'}")
-    another = ["Another question."] if isinstance(query, str) else ["--task", "interactive", "--point", "X,Y"]
+    another = ["Another question."] if isinstance(query, str) else ["--task", "interactive", *_place(answer)]
     command = ["pixelrt", "segment", str(bundle), str(image), *another, "--out", str(out)]
     say(f"next:    {shlex.join(command)}")
 
@@ -110,6 +110,17 @@ def segment(
 def _cut_off(tokens: int, max_new_tokens: int) -> str:
     why = "raise --max-new-tokens" if tokens >= max_new_tokens else "the model has no room for more"
     return f"the answer was cut off after {tokens} tokens: {why}"
+
+
+def _place(answer: Result) -> list[str]:
+    """A pixel to ask about: one in the middle of the first object, (0, 0) where there is none."""
+    import numpy as np
+
+    for mask in answer.masks:
+        if mask.area:
+            rows, columns = np.nonzero(mask.mask)
+            return ["--point", f"{columns[len(columns) // 2]},{rows[len(rows) // 2]}"]
+    return ["--point", "0,0"]
 
 
 def _mask_lines(answer: Result, out: Path) -> list[str]:

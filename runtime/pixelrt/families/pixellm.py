@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from pixelrt_kernels.upsample_mask.reference import upsample_mask
+from pixelrt_kernels.upsample_mask import upsample_mask
 
 from pixelrt.bundle import Bundle
 from pixelrt.engine import Array, Backend

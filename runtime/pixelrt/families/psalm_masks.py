@@ -13,8 +13,8 @@ from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
-from pixelrt_kernels.upsample_mask import class_bands, class_map, label_map, upsample_mask
-from pixelrt_kernels.upsample_mask.chain import probability
+from pixelrt_kernels.upsample_mask import class_bands, class_map, label_map, upsample_bits
+from pixelrt_kernels.upsample_mask.probability import probability
 from pixelrt_kernels.upsample_mask.reference import box_of
 
 from pixelrt.coco import Category
@@ -52,11 +52,11 @@ class Enlarged:
     def __call__(self, query: int) -> tuple[Packed, float]:
         if query not in self.made:
             sizes = self.sizes
-            masks, scores, boxes = upsample_mask(
+            bits, scores, boxes = upsample_bits(
                 self.logits[query : query + 1], sizes.square, sizes.content, sizes.original
             )
             x0, y0, x1, y1 = (int(edge) for edge in boxes[0])
-            packed = Packed(masks[0], (x0, y0, x1, y1) if x1 > x0 else None)
+            packed = Packed(bits[0], sizes.original[1], (x0, y0, x1, y1) if x1 > x0 else None)
             self.made[query] = packed, float(scores[0])
         return self.made[query]
 

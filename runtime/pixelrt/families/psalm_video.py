@@ -11,7 +11,7 @@ from itertools import combinations
 
 import numpy as np
 from numpy.typing import NDArray
-from pixelrt_kernels.upsample_mask.chain import probability
+from pixelrt_kernels.upsample_mask.probability import probability
 
 from pixelrt.families.psalm_masks import Enlarged, Sizes, ranked
 from pixelrt.masks import Mask

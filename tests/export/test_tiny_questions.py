@@ -15,11 +15,20 @@ from pixelrt_export.tiny.looks import FLAT, SHADED
 from pixelrt_export.tiny.questions import KINDS, caption, question
 from pixelrt_export.tiny.samples import LONG_SIDE, SEED_BASE, SHADED_SAMPLES
 from pixelrt_export.tiny.scenes import scene
-from pixelrt_export.tiny.things import COLOURS, SHAPES, TEXTURES, Scene, Thing, plural_of
+from pixelrt_export.tiny.things import (
+    COLOURS,
+    SHAPES,
+    STRANGE_COLOURS,
+    STRANGERS,
+    TEXTURES,
+    Scene,
+    Thing,
+    plural_of,
+)
 from pixelrt_export.tiny.wording import PLURAL_WORDINGS, WORDINGS, Question
 
 NUMBERS = {"no": 0, "one": 1, "two": 2, "three": 3, "four": 4, "five": 5}
-WORDS = {*COLOURS, *SHAPES, *TEXTURES, "shape"}
+WORDS = {*COLOURS, *SHAPES, *TEXTURES, "shape", *STRANGERS, *STRANGE_COLOURS}
 
 
 def singular(call: str) -> str:

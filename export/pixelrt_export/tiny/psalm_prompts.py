@@ -11,7 +11,7 @@ from pixelrt.families.psalm_regions import discs, rasterised
 
 from pixelrt_export.tiny.looks import FLAT, Look
 from pixelrt_export.tiny.relations import relations, sides, sizes
-from pixelrt_export.tiny.things import COLOURS, SHAPES, Thing, plural_of
+from pixelrt_export.tiny.things import COLOURS, SHAPES, STRANGERS, Thing, plural_of
 
 NAMES = tuple(f"{colour} {shape}" for colour in COLOURS for shape in SHAPES)
 BACKGROUND = "background"
@@ -83,7 +83,10 @@ def expressions(things: Sequence[Thing], look: Look = FLAT) -> dict[str, list[tu
         for kind, phrases in compared.items():
             found[kind] += [(f"the {text}", (thing,)) for text, thing in phrases]
     here = {t.name for t in things}
-    found["none"] = [(f"the {name}", ()) for name in NAMES if name not in here]
+    absent = [name for name in NAMES if name not in here]
+    if look is not FLAT:
+        absent += STRANGERS
+    found["none"] = [(f"the {name}", ()) for name in absent]
     return found
 
 

@@ -3,7 +3,8 @@
 Kinds: `named` ("Segment the red circle."), `pair` (two names), `texture` ("the striped shapes"), `refusal` (a name or
 texture that is not there); in the shaded look also `several` (three names), `group` ("the circles"), `size` ("the
 largest shape"), `side` ("the star on the left"), `relation` ("the star to the left of the red circle"), `count` and
-`colour` (answered in words). An answer depends on what is asked, never on the wording.
+`colour` (answered in words), `unknown` ("the elephant", "the pink star": refused). An answer depends on what is asked,
+never on the wording.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from pixelrt_export.tiny.looks import FLAT
 from pixelrt_export.tiny.relations import Phrase, groups, relations, sides, sizes
-from pixelrt_export.tiny.things import COLOURS, NUMBERS, SHAPES, Thing, plural_of
+from pixelrt_export.tiny.things import COLOURS, NUMBERS, SHAPES, STRANGE_COLOURS, STRANGERS, Thing, plural_of
 from pixelrt_export.tiny.wording import Question, absent_name, bearers, listed, shown, worded
 
 
@@ -150,6 +151,14 @@ def colour(things: Sequence[Thing], rng: random.Random) -> Question:
     return Question("colour", text, f"They are {told}." if many else f"It is {told}.", ())
 
 
+def unknown(things: Sequence[Thing], rng: random.Random) -> Question:
+    """Something that no scene shows, or a shape in a colour that none has."""
+    wanted = rng.choice(STRANGERS)
+    if rng.random() < 0.4:
+        wanted = f"{rng.choice(STRANGE_COLOURS)} {rng.choice(things).shape}"
+    return Question("unknown", worded(rng, f"the {wanted}"), f"There is no {wanted}.", ())
+
+
 KINDS: dict[str, Callable[[Sequence[Thing], random.Random], Question | None]] = {
     "named": named,
     "pair": pair,
@@ -162,6 +171,7 @@ KINDS: dict[str, Callable[[Sequence[Thing], random.Random], Question | None]] = 
     "relation": relation,
     "count": count,
     "colour": colour,
+    "unknown": unknown,
 }
 
 

@@ -20,6 +20,20 @@ COLOURS = {
 }
 SHAPES = ("circle", "square", "triangle", "star", "cross")
 TEXTURES = ("plain", "striped", "dotted")
+# What no scene shows, neither drawn nor in a photograph: for questions that must be refused.
+STRANGERS = (
+    "heart",
+    "arrow",
+    "hexagon",
+    "ring",
+    "elephant",
+    "banana",
+    "guitar",
+    "umbrella",
+    "bicycle",
+    "spoon",
+)
+STRANGE_COLOURS = ("pink", "silver")
 NUMBERS = ("no", "one", "two", "three", "four", "five")
 
 

@@ -35,6 +35,7 @@ SAMPLES = Path(__file__).resolve().parents[3] / "calib_data"  # in a checkout; a
 @click.pass_context
 def run(
     ctx: click.Context,
+    /,
     source: Path,
     image: Path | None,
     prompt: str | None,

@@ -253,6 +253,7 @@ def test_failures_are_drawn(tmp_path: Path) -> None:
     for q in pixellm_exam.questions_about(drawn, 3, SHADED):
         reply = Reply([], "There is no way." * 9, np.zeros((rng.randrange(2), *drawn.labels.shape), bool))
         failures.add(pixellm_exam.record("held-out seeds", 3, drawn, q, reply))
+    assert all(len(kept) == 1 for kept in failures.kept.values())  # all of one seed
     file = failures.write(tmp_path)
     assert file is not None
     with Image.open(file) as page:

@@ -17,7 +17,7 @@ PAINTS = ((255, 80, 80), (80, 220, 100), (90, 140, 255), (255, 220, 70), (230, 1
 
 
 class Failures:
-    """Keeps the worst records of each kind whose goodness is below `good`."""
+    """Keeps the worst records of each kind whose goodness is below `good`; one of a seed, whatever the background."""
 
     def __init__(self, good: float = 0.5):
         self.good = good
@@ -25,8 +25,10 @@ class Failures:
 
     def add(self, record: Record) -> None:
         if record.goodness < self.good:
-            worst = [*self.kept.get(record.kind, []), record]
-            self.kept[record.kind] = sorted(worst, key=lambda r: r.goodness)[:A_KIND]
+            worst = {r.seed: r for r in self.kept.get(record.kind, [])}
+            if record.seed not in worst or record.goodness < worst[record.seed].goodness:
+                worst[record.seed] = record
+            self.kept[record.kind] = sorted(worst.values(), key=lambda r: r.goodness)[:A_KIND]
 
     def write(self, folder: Path) -> Path | None:
         """FOLDER/failures.png; None where there are none."""
@@ -52,7 +54,7 @@ def _case(record: Record, size: tuple[int, int]) -> Image.Image:
     case = Image.new("RGB", size, "white")
     draw, font = ImageDraw.Draw(case), ImageFont.load_default(size=12)
     pictures = {
-        f"{record.kind}, seed {record.seed}": record.image,
+        record.kind: record.image,
         "wanted": painted(record.image, record.wanted),
         "got": painted(record.image, record.got),
     }
@@ -65,7 +67,7 @@ def _case(record: Record, size: tuple[int, int]) -> Image.Image:
         left = GAP + k * (SIDE + GAP)
         draw.text((left, 0), title, "black", font)
         case.paste(image, (left, 16))
-    said = [record.prompt]
+    said = [f"{record.prompt}   (seed {record.seed})"]
     if record.wanted_text or record.got_text:
         said += [f"wanted: {record.wanted_text}", f"got: {record.got_text}"]
     lines = [line for text in said for line in textwrap.wrap(text, 92)[:2]]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from pixelrt_export.tiny.psalm_evaluate import counts, quality
+from pixelrt_export.tiny.measures import counts, quality
 from pixelrt_export.tiny.psalm_prompts import NAMES
 from torchmetrics.detection import PanopticQuality
 
@@ -44,7 +44,9 @@ def test_panoptic_quality_is_coco_s(seed: int) -> None:
     rng = np.random.default_rng(seed)
     truths = [segments(rng, 48, rng.integers(1, 6)) for _ in range(40)]
     found = [disturbed(rng, truth) for truth in truths]
-    table = sum(counts(masks(t), list(masks(f).values())) for t, f in zip(truths, found, strict=True))
+    table = sum(
+        counts(masks(t), list(masks(f).values()), BACKGROUND) for t, f in zip(truths, found, strict=True)
+    )
 
     theirs = PanopticQuality(
         things=set(range(BACKGROUND)), stuffs={BACKGROUND}, return_per_class=True, return_sq_and_rq=True

@@ -1,19 +1,19 @@
-"""What the small PSALM is asked about a scene, and how its answers are scored."""
+"""What the small PSALM is asked about a scene."""
 
 from __future__ import annotations
 
 import random
 
-import numpy as np
 import pytest
 
 pytest.importorskip("torch", reason="needs the train extra")
 pytest.importorskip("skimage", reason="needs the train extra")
 
-from pixelrt_export.tiny import psalm_evaluate as evaluate
 from pixelrt_export.tiny import psalm_prompts as prompts
+from pixelrt_export.tiny.looks import FLAT
 from pixelrt_export.tiny.psalm_checkpoint import SIDE
-from pixelrt_export.tiny.scenes import COLOURS, Thing, scene
+from pixelrt_export.tiny.scenes import scene
+from pixelrt_export.tiny.things import COLOURS, Thing
 
 
 def test_class_lists_name_what_they_answer() -> None:
@@ -32,7 +32,7 @@ def test_class_lists_name_what_they_answer() -> None:
 
 
 def test_sentences_mean_what_they_say() -> None:
-    found = dict.fromkeys(prompts.EXPRESSIONS, 0)
+    found = dict.fromkeys(FLAT.expressions, 0)
     for seed in range(150):
         things = scene(seed, SIDE).things
         for kind, said in prompts.expressions(things).items():
@@ -85,18 +85,3 @@ def test_marks_touch_what_they_mark() -> None:
             assert (marks["mask"] == inside).all() and (marks["box"] | ~inside).all()
             assert (marks["point"] & inside).any() and marks["point"].sum() <= 317
             assert (marks["scribble"] & inside).any()
-
-
-def test_panoptic_quality_by_hand() -> None:
-    masks = np.zeros((3, 10, 10), bool)
-    masks[0, :4], masks[1, 4:8, :5], masks[2, 8:] = True, True, True
-    truth = {1: (0, masks[0]), 2: (1, masks[1]), 3: (1, masks[2])}
-    table = evaluate.counts(truth, [(0, masks[0]), (1, masks[1]), (1, masks[2])])
-    assert evaluate.quality(table) == (1, 1, 1)
-    half = masks[0].copy()
-    half[3] = False  # IoU 0.75; the second has another's class, the third is missed
-    table = evaluate.counts(truth, [(0, half), (2, masks[1])])
-    np.testing.assert_allclose(table[:3], [[0.75, 1, 0, 0], [0, 0, 0, 2], [0, 0, 1, 0]])
-    np.testing.assert_allclose(evaluate.quality(table), (0.25, 0.25, 1 / 3))
-    twice = evaluate.counts({1: (0, masks[0])}, [(0, half), (0, masks[0] & ~half)])
-    np.testing.assert_allclose(twice[0], [0.75, 1, 1, 0])

@@ -1,4 +1,4 @@
-"""Scene backgrounds: crops of scikit-image's sample photographs, gradients and noise."""
+"""Scene backgrounds: crops of photographs (see photographs/README.md), gradients and noise."""
 
 from __future__ import annotations
 
@@ -9,25 +9,22 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
+from pixelrt.errors import InputError
 
-TRAINED = (
-    "astronaut.png",
-    "chelsea.png",
-    "hubble_deep_field.jpg",
-    "retina.jpg",
-    "brick.png",
-    "gravel.png",
-    "camera.png",
-    "coins.png",
-    "cell.png",
-)
-HELD_OUT = ("coffee.png", "grass.png", "ihc.png")  # never seen in training
+PHOTOGRAPHS = Path(__file__).with_name("photographs")
 
 
 @cache
 def photograph(name: str) -> Image.Image:
-    folder = Path(find_spec("skimage").origin).parent / "data"
-    image = Image.open(folder / name).convert("RGB")
+    file = PHOTOGRAPHS / name
+    if not file.exists():  # the flat look's are scikit-image's own
+        file = Path(find_spec("skimage").origin).parent / "data" / name
+    if not file.exists():
+        raise InputError(
+            f"{name} is not in {PHOTOGRAPHS}: photographs are not installed with the package. "
+            "Run this from a source checkout."
+        )
+    image = Image.open(file).convert("RGB")
     image.thumbnail((360, 360))
     return image
 
@@ -58,19 +55,35 @@ def gradient(rng: np.random.Generator, size: tuple[int, int]) -> np.ndarray:
     return (grey + 0.4 * (image - grey)).astype(np.float32)
 
 
-def noise(rng: np.random.Generator, size: tuple[int, int]) -> np.ndarray:
+def noise(rng: np.random.Generator, size: tuple[int, int], sharpest: int = 70) -> np.ndarray:
     """Smooth or fine random patches, nearly grey."""
-    cells = int(rng.choice([5, 14, 70]))
+    cells = min(sharpest, int(rng.choice([5, 14, 70])))
     grid = rng.uniform(40, 210, (cells, cells, 1)) + rng.uniform(-25, 25, (cells, cells, 3))
     image = Image.fromarray(grid.clip(0, 255).astype(np.uint8))
     return np.asarray(image.resize(size[::-1], Image.Resampling.BILINEAR), np.float32)
 
 
-def background(
-    rng: np.random.Generator, size: tuple[int, int], names: tuple[str, ...] = TRAINED
-) -> np.ndarray:
+def background(rng: np.random.Generator, size: tuple[int, int], names: tuple[str, ...]) -> np.ndarray:
     """float32 (H, W, 3) on 0..255: 60 % photographs, 20 % gradients, 20 % noise."""
     kind = rng.random()
     if kind < 0.6:
         return np.array(photo_crop(rng, size, names))
     return gradient(rng, size) if kind < 0.8 else noise(rng, size)
+
+
+def backdrop(rng: np.random.Generator, size: tuple[int, int], names: tuple[str, ...]) -> np.ndarray:
+    """float32 (H, W, 3) on 0..255: 80 % photographs, clearer and wider than `background`'s, 20 % made up."""
+    kind = rng.random()
+    if kind > 0.8:
+        return gradient(rng, size) if kind < 0.93 else noise(rng, size, sharpest=14)
+    height, width = size
+    photo = photograph(names[rng.integers(len(names))])
+    w = rng.uniform(0.4, 1) * min(photo.width, photo.height * width / height)
+    h = w * height / width
+    x, y = rng.uniform(0, photo.width - w), rng.uniform(0, photo.height - h)
+    crop = np.array(
+        photo.resize((width, height), Image.Resampling.BICUBIC, box=(x, y, x + w, y + h)), np.float32
+    )
+    keep = rng.uniform(0.6, 1)
+    crop = crop * keep + (1 - keep) * rng.uniform(60, 200)
+    return crop[:, ::-1] if rng.random() < 0.5 else crop

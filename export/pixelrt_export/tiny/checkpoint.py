@@ -10,16 +10,17 @@ import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
 from pixelrt_export.reference.pixellm import PixelLM, PixelLMSizes
-from pixelrt_export.tiny.scenes import LONG_SIDE
+from pixelrt_export.tiny.things import LONG_SIDE
 from pixelrt_export.tiny.tokenizer import ADDED, BOS, EOS, Tokenizer
 
-CLIP_CONFIG = {
+CLIP_CONFIG: dict[str, Any] = {
     "architectures": ["CLIPVisionModel"],
     "model_type": "clip_vision_model",
     "hidden_size": 128,
@@ -93,9 +94,9 @@ def config(vocab: int) -> dict:
     }
 
 
-def new_model(vocab: int) -> PixelLM:
-    """Randomly initialised; embeddings and the output head start small."""
-    sizes = PixelLMSizes.read(config(vocab), CLIP_CONFIG)
+def new_model(vocab: int, patch: int = CLIP_CONFIG["patch_size"]) -> PixelLM:
+    """Randomly initialised; embeddings and the output head start small. patch: px a side, LONG_SIDE / patch even."""
+    sizes = PixelLMSizes.read(config(vocab), CLIP_CONFIG | {"patch_size": patch})
     net = PixelLM(replace(sizes, decoder=replace(sizes.decoder, mlp=DECODER_MLP)))
     for name, p in net.named_parameters():
         if name == "lm_head.weight" or (p.ndim == 2 and "embed" in name):
@@ -146,7 +147,7 @@ def save_checkpoint(net: PixelLM, tokenizer: Tokenizer, folder: Path) -> None:
         )
         (part / "model.safetensors").chmod(0o644)  # safetensors makes files that only their owner can read
     _write(fresh, "config.json", config(net.sizes.llama.vocab_size))
-    _write(fresh / "clip", "config.json", CLIP_CONFIG)
+    _write(fresh / "clip", "config.json", CLIP_CONFIG | {"patch_size": net.sizes.clip.patch_size})
     _write(
         fresh,
         "generation_config.json",
@@ -176,7 +177,8 @@ def read_checkpoint(folder: Path) -> tuple[PixelLM, Tokenizer]:
 
 def model_and_tokenizer(state: dict) -> tuple[PixelLM, Tokenizer]:
     tokenizer = Tokenizer(state["tokenizer"])
-    net = new_model(vocab_size(tokenizer))
+    patch = next(v for k, v in state["net"].items() if k.endswith("patch_embedding.weight")).shape[-1]
+    net = new_model(vocab_size(tokenizer), patch)
     net.load_state_dict(state["net"])
     return net.eval(), tokenizer
 
@@ -190,4 +192,6 @@ if __name__ == "__main__":
     parser.add_argument("state", type=Path)
     parser.add_argument("folder", type=Path)
     args = parser.parse_args()
-    save_checkpoint(*model_and_tokenizer(torch.load(args.state, weights_only=False)), args.folder)
+    save_checkpoint(
+        *model_and_tokenizer(torch.load(args.state, weights_only=False, map_location="cpu")), args.folder
+    )

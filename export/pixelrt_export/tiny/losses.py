@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from pixelrt_export.reference.pixellm import ImageFeatures, PixelLM
 from pixelrt_export.tiny.rows import Packer, Rows
 from pixelrt_export.tiny.scene_cache import MOST, Batch
-from pixelrt_export.tiny.scenes import COLOURS, LONG_SIDE, SHAPES
+from pixelrt_export.tiny.things import COLOURS, LONG_SIDE, SHAPES
 
 ATTRIBUTES = 5 + 6 + 3 + 1 + 12  # one-hot shape, colour, texture; radius; sines of the position
 WORDS = (*SHAPES, *COLOURS, "striped", "dotted")
@@ -138,6 +138,8 @@ def joint_loss(
     """
     features = net.encode(batch.pixels, batch.fitted)
     rows = packer.pack(batch.things, questions, rng)
+    while len(rows.targets) < 2:  # as in a smoke test's small batch: `pull` needs the spread of two prompts
+        rows = packer.pack(batch.things, questions, rng)
     hidden = answer_hidden(net, packer, rows, features)
     chosen = rows.labels >= 0
     each = F.cross_entropy(net.lm_head(hidden[chosen]), rows.labels[chosen], reduction="none")

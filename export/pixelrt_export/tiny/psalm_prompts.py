@@ -9,24 +9,14 @@ from dataclasses import dataclass
 import numpy as np
 from pixelrt.families.psalm_regions import discs, rasterised
 
-from pixelrt_export.tiny.scenes import COLOURS, SHAPES, Thing
+from pixelrt_export.tiny.looks import FLAT, Look
+from pixelrt_export.tiny.relations import relations, sides, sizes
+from pixelrt_export.tiny.things import COLOURS, SHAPES, STRANGERS, Thing, plural_of
 
 NAMES = tuple(f"{colour} {shape}" for colour in COLOURS for shape in SHAPES)
 BACKGROUND = "background"
 KINDS = ("class", "sentence", "region")
 MARKS = ("point", "scribble", "box", "mask")
-PLURAL = {shape: "crosses" if shape == "cross" else f"{shape}s" for shape in SHAPES}
-# Kind of expression -> how often it is drawn, where a scene allows it.
-EXPRESSIONS = {
-    "name": 0.42,
-    "texture": 0.12,
-    "shape": 0.1,
-    "colour": 0.08,
-    "side": 0.12,
-    "size": 0.04,
-    "several": 0.08,
-    "none": 0.04,
-}
 
 
 @dataclass(frozen=True)
@@ -37,6 +27,7 @@ class Asked:
     texts: tuple[str, ...]  # class names with the background, or the sentence; empty for regions
     answers: dict[int, tuple[int, ...]]
     regions: tuple[np.ndarray, ...] = ()  # (H, W) bool
+    marked_in: int | None = None  # image of the batch that the regions mark; by default the one asked about
 
 
 def classes(things: Sequence[Thing], rng: random.Random) -> Asked:
@@ -61,9 +52,9 @@ def classes(things: Sequence[Thing], rng: random.Random) -> Asked:
     return Asked("class", (*names, BACKGROUND), answers)
 
 
-def expressions(things: Sequence[Thing]) -> dict[str, list[tuple[str, tuple[Thing, ...]]]]:
+def expressions(things: Sequence[Thing], look: Look = FLAT) -> dict[str, list[tuple[str, tuple[Thing, ...]]]]:
     """Every expression that fits, by kind: the words and the things meant. things: left to right."""
-    found: dict[str, list[tuple[str, tuple[Thing, ...]]]] = {kind: [] for kind in EXPRESSIONS}
+    found: dict[str, list[tuple[str, tuple[Thing, ...]]]] = {kind: [] for kind in look.expressions}
     groups: dict[tuple[str, str], list[Thing]] = {}
     for thing in things:
         called = {"name": thing.name, "shape": thing.shape, "colour": f"{thing.colour} shape"}
@@ -76,33 +67,38 @@ def expressions(things: Sequence[Thing]) -> dict[str, list[tuple[str, tuple[Thin
         if len(bearers) == 1 and kind != "all":
             found[kind].append((f"the {name}", (bearers[0],)))
         elif len(bearers) > 1 and kind != "texture":
-            plural = name.replace("shape", "shapes") if "shape" in name else plural_of(name)
-            found["several"].append((f"the {plural}", tuple(bearers)))
-        if len(bearers) == 2 and kind in ("name", "shape") and bearers[1].x - bearers[0].x > 20:
+            found["several"].append((f"the {plural_of(name)}", tuple(bearers)))
+        far = len(bearers) == 2 and bearers[1].x - bearers[0].x > 20
+        if look is FLAT and far and kind in ("name", "shape"):
             for side, thing in zip(("left", "right"), bearers, strict=True):
                 found["side"].append((f"the {name} on the {side}", (thing,)))
-    by_size = sorted(things, key=lambda t: t.radius)
-    if by_size[-1].radius > 1.15 * by_size[-2].radius:
-        found["size"].append(("the largest shape", (by_size[-1],)))
-    if 1.15 * by_size[0].radius < by_size[1].radius:
-        found["size"].append(("the smallest shape", (by_size[0],)))
+    if look is FLAT:
+        by_size = sorted(things, key=lambda t: t.radius)
+        if by_size[-1].radius > 1.15 * by_size[-2].radius:
+            found["size"].append(("the largest shape", (by_size[-1],)))
+        if 1.15 * by_size[0].radius < by_size[1].radius:
+            found["size"].append(("the smallest shape", (by_size[0],)))
+    else:
+        compared = {"size": sizes(things), "side": sides(things), "relation": relations(things)}
+        for kind, phrases in compared.items():
+            found[kind] += [(f"the {text}", (thing,)) for text, thing in phrases]
     here = {t.name for t in things}
-    found["none"] = [(f"the {name}", ()) for name in NAMES if name not in here]
+    absent = [name for name in NAMES if name not in here]
+    if look is not FLAT:
+        absent += STRANGERS
+    found["none"] = [(f"the {name}", ()) for name in absent]
     return found
 
 
-def plural_of(name: str) -> str:
-    *colour, shape = name.split()
-    return " ".join([*colour, PLURAL[shape]])
-
-
-def sentence(things: Sequence[Thing], rng: random.Random, kind: str | None = None) -> Asked | None:
+def sentence(
+    things: Sequence[Thing], rng: random.Random, kind: str | None = None, look: Look = FLAT
+) -> Asked | None:
     """A random expression, of `kind` where given: None where the scene allows none of that kind."""
-    found = expressions(things)
-    kinds = [k for k in EXPRESSIONS if found[k] and kind in (None, k)]
+    found = expressions(things, look)
+    kinds = [k for k in look.expressions if found[k] and kind in (None, k)]
     if not kinds:
         return None
-    chosen = rng.choices(kinds, [EXPRESSIONS[k] for k in kinds])[0]
+    chosen = rng.choices(kinds, [look.expressions[k] for k in kinds])[0]
     text, meant = rng.choice(found[chosen])
     text = text.removeprefix("the ") if kind is None and rng.random() < 0.2 else text
     return Asked("sentence", (text,), {t.label: (0,) for t in meant})

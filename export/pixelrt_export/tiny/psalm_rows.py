@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -18,6 +18,7 @@ from pixelrt.families.psalm_regions import pooling_weights
 from torch import Tensor
 
 from pixelrt_export.reference.psalm import Psalm
+from pixelrt_export.tiny.looks import FLAT, Look
 from pixelrt_export.tiny.psalm_prompts import KINDS, Asked, classes, regions, sentence
 from pixelrt_export.tiny.scene_cache import MOST, Batch
 
@@ -35,23 +36,30 @@ class Rows:
     targets: Tensor  # (N, MOST) label of each thing that is asked for, 0 where there are fewer
     wanted: Tensor  # (N, MOST, K) 1 where a target answers a condition
     region_at: Tensor  # (M, 2) image, position
+    region_of: Tensor  # (M,) image whose tokens it averages
     region_weights: Tensor  # (M, P) of the image tokens
 
 
 class Packer:
-    def __init__(self, prompts: PsalmPrompt, image_tokens: int, square: int):
+    def __init__(self, prompts: PsalmPrompt, image_tokens: int, square: int, look: Look = FLAT):
         """square: px a side of the network's input."""
-        self.prompts, self.image_tokens, self.square = prompts, image_tokens, square
+        self.prompts, self.image_tokens, self.square, self.look = prompts, image_tokens, square, look
         self.prefix = len(prompts.head) + image_tokens
 
     def asked(self, batch: Batch, sentences: int, rng: random.Random) -> list[list[Asked]]:
-        """Of each image: a class list, `sentences` sentences, some regions."""
+        """Of each image: a class list, `sentences` sentences, some regions; of a later frame, also of the earlier."""
         labels, out = batch.labels.cpu().numpy(), []
         for b, things in enumerate(batch.things):
             height, width = batch.fitted[b]
-            spoken = [sentence(things, rng) for _ in range(sentences)]
+            spoken = [sentence(things, rng, look=self.look) for _ in range(sentences)]
             marked = regions(things, labels[b, :height, :width], rng)
             out.append([classes(things, rng), *(s for s in spoken if s), marked])
+            earlier = batch.before[b]
+            here = {t.label for t in things}
+            still = [t for t in batch.things[earlier] if t.label in here] if earlier is not None else []
+            if still:
+                marked = regions(still, labels[earlier, :height, :width], rng)
+                out[-1].append(replace(marked, marked_in=earlier))
         return out
 
     def tail(self, asked: Asked) -> Tail:
@@ -70,7 +78,7 @@ class Packer:
         pool = np.zeros((count, most, length), np.float32)
         wanted = np.zeros((count, MOST, most), np.float32)
         targets, valid = np.zeros((count, MOST), np.int64), np.zeros((count, most), bool)
-        image, queries, region_at, weights = [], [], [], []
+        image, queries, region_at, region_of, weights = [], [], [], [], []
         for n, (b, number, start, one, tail) in enumerate(self._placed(asked, tails)):
             here, end = np.s_[b, start : start + len(tail)], start + len(tail)
             ids[here], segment[here] = np.where(tail.ids == REGION, 0, tail.ids), number
@@ -83,12 +91,19 @@ class Packer:
                 targets[n, t] = label
                 wanted[n, t, list(numbers)] = 1
             region_at += [(b, start + at) for at in np.flatnonzero(tail.ids == REGION)]
+            region_of += [b if one.marked_in is None else one.marked_in] * len(one.regions)
             weights += [pooling_weights(mark, self.square, self.image_tokens) for mark in one.regions]
         table = np.asarray(weights, np.float32).reshape(-1, self.image_tokens)
         arrays = (ids, segment, position, image, [KINDS.index(a.kind) for a in flat], pool, valid)
         tensors = (torch.tensor(np.asarray(x)) for x in (*arrays, np.stack(queries), targets, wanted))
         places = np.asarray(region_at, np.int64).reshape(-1, 2)
-        return Rows(*tensors, region_at=torch.tensor(places), region_weights=torch.tensor(table))
+        sources = torch.tensor(np.asarray(region_of, np.int64))
+        return Rows(
+            *tensors,
+            region_at=torch.tensor(places),
+            region_of=sources,
+            region_weights=torch.tensor(table),
+        )
 
     @staticmethod
     def _placed(
@@ -113,7 +128,7 @@ class Packer:
         table = torch.cat([net.model.embed_tokens.weight, net.seg_query])
         embeds = F.embedding(rows.ids, table)
         at, weights = rows.region_at, rows.region_weights
-        vectors = (weights[:, None] @ tokens[at[:, 0]])[:, 0]
+        vectors = (weights[:, None] @ tokens[rows.region_of])[:, 0]
         embeds = embeds.index_put((at[:, 0], at[:, 1]), vectors)
         head = table[torch.tensor(self.prompts.head)].expand(len(embeds), -1, -1)
         before = torch.arange(self.prefix).expand(len(embeds), -1)

@@ -1,10 +1,11 @@
 """Train the tiny PSALM from nothing on drawn scenes, within a fixed time.
 
-python -m pixelrt_export.tiny.psalm_train --out DIR [--minutes 90] [--device cpu] [--processes 2] [--smoke]
+python -m pixelrt_export.tiny.psalm_train --out DIR [--minutes 90] [--look flat] [--device cpu] [--processes 2]
+    [--smoke]
 
 The schedule is tied to the time spent, so a run always anneals to its end: Swin and the pixel decoder with dense
 heads first (12 %), then everything, the crutches fading out. DIR keeps state.pt (a second start resumes from it),
-tokenizer/, log.jsonl and, at the end, checkpoint/ in released layout.
+tokenizer/, log.jsonl, curves.png and, at the end, checkpoint/ in released layout.
 """
 
 from __future__ import annotations
@@ -18,12 +19,13 @@ import torch
 from torch import Tensor, nn
 
 from pixelrt_export.families.psalm import FILL
+from pixelrt_export.tiny.looks import LOOKS
 from pixelrt_export.tiny.muon import Muon
 from pixelrt_export.tiny.psalm_checkpoint import QUERIES, SIDE, new_model, save_checkpoint
 from pixelrt_export.tiny.psalm_losses import Crutches, dense_loss, joint_loss
 from pixelrt_export.tiny.psalm_rows import Packer
 from pixelrt_export.tiny.psalm_tokenizer import read_prompts, vocab_size, write_tokenizer
-from pixelrt_export.tiny.scene_cache import draw_batch, drawn_scenes
+from pixelrt_export.tiny.scene_cache import Batch, draw_batch, drawn_scenes
 from pixelrt_export.tiny.train import Run, parsed, start
 
 TABLES = (
@@ -37,7 +39,7 @@ TABLES = (
 SLOW = ("sampling_offsets", "attention_weights")  # a tenth of the rate, as Deformable DETR trains them
 IDLE = ("lm_head.", "query_feat.", "SEG_query_embed.")
 FIRST = ("net.model.vision_tower.", "net.pixel_decoder.", "crutches.dense")
-SMOKE = {"minutes": 0.3, "scenes": 64, "images": 2, "sentences": 1, "processes": 1}
+SMOKE = {"minutes": 0.3, "scenes": 64, "films": 8, "images": 3, "sentences": 1, "processes": 1}
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,9 @@ class Settings:
     images: int = 12  # a step, over all processes; the first stage takes twice as many
     sentences: int = 2  # an image, besides a class list and some regions
     rate: float = 3e-3
+    films: int = 2000  # clips to train on, where the look has videos
+    pairs: int = 2  # of the images of a step so many pairs are two frames of a clip
+    look: str = "flat"  # or "shaded": how the scenes are drawn and what is asked
     seed: int = 0
     processes: int = 2
     threads: int = 1
@@ -99,12 +104,25 @@ class PsalmRun(Run):
         self.trained = Trained(vocab_size(words)).to(self.s.device)
         self.optimisers = optimisers(self.trained, self.s.rate)
         config = self.trained.net.config
-        self.packer = Packer(read_prompts(words, QUERIES), config.image_tokens, config.image_size)
-        self.scenes = drawn_scenes(Path(self.s.cache), self.s.scenes, side=SIDE)
+        self.packer = Packer(read_prompts(words, QUERIES), config.image_tokens, config.image_size, self.look)
+        self.scenes = drawn_scenes(Path(self.s.cache), self.s.scenes, side=SIDE, look=self.look)
+        self.films = None
+        if self.look.videos:
+            self.films = drawn_scenes(
+                Path(self.s.cache), 2 * self.s.films, side=SIDE, look=self.look, films=True
+            )
         self.extra_state = {"tokenizer": {file.name: file.read_bytes() for file in words.iterdir()}}
 
     def write(self) -> None:
         save_checkpoint(self.trained.net, self.out / "tokenizer", self.out / "checkpoint")
+
+    def batch(self, images: int, rng: np.random.Generator) -> Batch:
+        """Scenes, and where the look has videos some pairs of frames."""
+        if self.films is None:
+            return draw_batch(self.scenes, images, rng, FILL)
+        framed = 2 * min(max(1, self.s.pairs // self.s.processes), (images - 1) // 2)
+        scenes = draw_batch(self.scenes, images - framed, rng, FILL)
+        return scenes.joined(draw_batch(self.films, framed, rng, FILL, films=True)) if framed else scenes
 
     def loss(self, progress: float) -> tuple[Tensor, dict[str, Tensor]]:
         """Batches are drawn from (seed, rank, step) alone, so a resumed run sees what it would have seen."""
@@ -116,18 +134,20 @@ class PsalmRun(Run):
             batch = draw_batch(self.scenes, 2 * images, rng, FILL)
             loss = dense_loss(net, crutches, batch, net.encode(batch.pixels))
             return loss, {"dense": loss.detach()}
-        batch = draw_batch(self.scenes, images, rng, FILL)
+        batch = self.batch(images, rng)
         asked = self.packer.asked(batch, s.sentences, random.Random(int(rng.integers(2**31))))
         joint = (progress - self.encoder_share) / (1 - self.encoder_share)
         return joint_loss(net, crutches, self.packer, batch, self.packer.pack(asked), aid=1 - 0.9 * joint)
 
 
 def train(settings: Settings) -> None:
-    words = Path(settings.out) / "tokenizer"
+    words, look = Path(settings.out) / "tokenizer", LOOKS[settings.look]
     if not (words / "merges.txt").exists():
-        write_tokenizer(words)
+        write_tokenizer(words, min(400, settings.scenes), look=look)
     read_prompts(words, QUERIES)  # writes the runtime's form of it, before the processes read it
-    drawn_scenes(Path(settings.cache), settings.scenes, side=SIDE)
+    drawn_scenes(Path(settings.cache), settings.scenes, side=SIDE, look=look)
+    if look.videos:
+        drawn_scenes(Path(settings.cache), 2 * settings.films, side=SIDE, look=look, films=True)
     start(PsalmRun, settings)
 
 

@@ -9,8 +9,9 @@ from functools import cache
 import torch
 from torch import Tensor
 
+from pixelrt_export.tiny.looks import FLAT, Look
 from pixelrt_export.tiny.questions import caption, question
-from pixelrt_export.tiny.scenes import Thing
+from pixelrt_export.tiny.things import Thing
 from pixelrt_export.tiny.tokenizer import BOS, HEAD, Tokenizer
 
 REPEATED_SEG_WEIGHT = 0.1  # [SEG1]..[SEG5] always follow [SEG0]: nothing to learn there after a minute
@@ -29,8 +30,8 @@ class Rows:
 
 
 class Packer:
-    def __init__(self, tokenizer: Tokenizer, image_tokens: int):
-        self.tokenizer = tokenizer
+    def __init__(self, tokenizer: Tokenizer, image_tokens: int, look: Look = FLAT):
+        self.tokenizer, self.look = tokenizer, look
         self.before = [BOS, *tokenizer.encode(HEAD + "<im_start>")]
         self.after = tokenizer.encode("<im_end>")
         self.prefix = len(self.before) + image_tokens + len(self.after)
@@ -43,7 +44,11 @@ class Packer:
         for b, things in enumerate(scenes):
             row = []
             for segment, asked in enumerate(
-                [caption(things), *(question(things, rng) for _ in range(questions))], 1
+                [
+                    caption(things),
+                    *(question(things, rng, mix=self.look.questions) for _ in range(questions)),
+                ],
+                1,
             ):
                 start, ids, answer = len(row), self.asked(asked.text), self.answered(asked.answer)
                 row += [(i, segment, self.prefix + k, -100) for k, i in enumerate(ids)]

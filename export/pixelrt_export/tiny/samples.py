@@ -1,6 +1,6 @@
 """The sample pictures, questions and class list of `calib_data/`: scenes of seeds that training never draws.
 
-python -m pixelrt_export.tiny.samples --out calib_data
+python -m pixelrt_export.tiny.samples --out calib_data [--look flat]
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from pathlib import Path
 
 from PIL import Image
 
+from pixelrt_export.tiny.looks import FLAT, LOOKS, Look
 from pixelrt_export.tiny.psalm_prompts import NAMES
 from pixelrt_export.tiny.scenes import scene
 
@@ -32,14 +33,29 @@ SAMPLES = {
     14: "Segment the red triangle and the green cross.",
 }
 
+SHADED_SAMPLES = {
+    1517: "Segment the red circle and the blue star.",
+    6: "Segment the striped shapes.",
+    7: "Where is the green circle? Please respond with segmentation mask.",  # there is none
+    47: "Show me the purple cross and the blue square.",
+    49: "Find the smallest star in the image.",
+    23: "Segment the shape to the right of the red cross.",
+    19: "How many squares are there?",
+    13: "Find the dotted shapes in the image.",
+    12: "Segment the blue circle.",  # there are two
+    44: "Segment the crosses.",
+    5: "What colour is the circle?",
+    42: "Can you segment the blue square in this image?",  # there is none
+}
 
-def write_samples(folder: Path) -> None:
+
+def write_samples(folder: Path, look: Look = FLAT) -> None:
     """scene_01.png, scene_02.png, ..., prompts.jsonl, one object a line: image, prompt; and classes.txt."""
     folder.mkdir(parents=True, exist_ok=True)
-    lines = []
-    for number, (seed, prompt) in enumerate(SAMPLES.items(), start=1):
+    lines, samples = [], SAMPLES if look is FLAT else SHADED_SAMPLES
+    for number, (seed, prompt) in enumerate(samples.items(), start=1):
         name = f"scene_{number:02}.png"
-        drawn = scene(SEED_BASE + seed, LONG_SIDE)
+        drawn = scene(SEED_BASE + seed, LONG_SIDE, look=look)
         Image.fromarray(drawn.image).save(folder / name, optimize=True)
         lines.append(json.dumps({"image": name, "prompt": prompt}) + "\n")
     (folder / "prompts.jsonl").write_text("".join(lines), encoding="utf-8")
@@ -49,4 +65,6 @@ def write_samples(folder: Path) -> None:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description="Draw the sample pictures of calib_data.")
     parser.add_argument("--out", type=Path, default=Path("calib_data"), help="Folder to write to.")
-    write_samples(parser.parse_args().out)
+    parser.add_argument("--look", choices=sorted(LOOKS), default="flat", help="of the scenes")
+    args = parser.parse_args()
+    write_samples(args.out, LOOKS[args.look])

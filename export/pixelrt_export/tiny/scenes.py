@@ -1,200 +1,174 @@
 """Deterministic scenes of coloured shapes with exact visible masks: `scene(seed) -> Scene`.
 
-Coordinates are pixels of the image; the mask of an object is what later objects leave visible of it.
+Nearest things come last. Every number of a scene is drawn before its size in pixels matters, so a larger picture of
+the same seed shows the same scene.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
-from PIL import Image, ImageDraw
 
-from pixelrt_export.tiny.backgrounds import TRAINED, background
+from pixelrt_export.tiny.backgrounds import backdrop
+from pixelrt_export.tiny.flat_scenes import flat_scene
+from pixelrt_export.tiny.looks import FLAT, Look
+from pixelrt_export.tiny.objects import Cover, Finish, Pose, covered, finish, paint
+from pixelrt_export.tiny.things import COLOURS, LONG_SIDE, SHAPES, TEXTURES, Scene, Thing
 
-LONG_SIDE = 140
-COLOURS = {
-    "red": (215, 45, 45),
-    "green": (45, 165, 60),
-    "blue": (45, 80, 215),
-    "yellow": (235, 205, 45),
-    "purple": (145, 55, 175),
-    "cyan": (50, 200, 210),
-}
-SHAPES = ("circle", "square", "triangle", "star", "cross")
-TEXTURES = ("plain", "striped", "dotted")
+SMALLEST = 9.0  # radius of a thing in a picture of LONG_SIDE
+LEAST_VISIBLE = 0.65  # of a thing: less, and nobody could tell a square from a cross
+LEAST_PIXELS = 120.0  # visible ones of a thing, in a picture of LONG_SIDE
+LEAST_APART = 5.0  # columns between the centres of two things, in a picture of LONG_SIDE
 
 
-@dataclass(frozen=True)
-class Thing:
-    """One object. x, y: centre of its visible pixels once drawn; label: its value in `Scene.labels`."""
-
-    shape: str
-    colour: str
-    texture: str
-    x: float
-    y: float
-    radius: float
-    turn: float
-    label: int = 0
-
-    @property
-    def name(self) -> str:
-        return f"{self.colour} {self.shape}"
+def scene(
+    seed: int, long_side: int = LONG_SIDE, photographs: tuple[str, ...] | None = None, look: Look = FLAT
+) -> Scene:
+    """2 to 5 things on a background. Same arguments, same scene. photographs: by default those of training."""
+    names = photographs or look.trained
+    return flat_scene(seed, long_side, names) if look is FLAT else shaded_scene(seed, long_side, names)
 
 
-@dataclass(frozen=True)
-class Scene:
-    image: np.ndarray  # (H, W, 3) uint8
-    labels: np.ndarray  # (H, W) uint8: 0 background, otherwise Thing.label
-    things: tuple[Thing, ...]  # left to right
-
-    def mask(self, thing: Thing) -> np.ndarray:
-        return self.labels == thing.label
-
-
-def scene(seed: int, long_side: int = LONG_SIDE, photographs: tuple[str, ...] = TRAINED) -> Scene:
-    """2 to 5 objects on a background; a quarter of the images are not square. Same seed, same scene."""
-    for attempt in range(100):
-        drawn = _draw(np.random.default_rng([seed, attempt]), long_side, photographs)
-        if len(drawn.things) >= 2:
-            return drawn
-    raise AssertionError(f"no scene for seed {seed}")
-
-
-def _size(rng: np.random.Generator, long_side: int) -> tuple[int, int]:
-    if rng.random() < 0.72:
-        return long_side, long_side
-    short = round(long_side * rng.uniform(0.6, 0.9))
-    return (long_side, short) if rng.random() < 0.5 else (short, long_side)
+def shaded_scene(seed: int, long_side: int, photographs: tuple[str, ...]) -> Scene:
+    """From 2 : 1 to 1 : 2, small things and large ones, some touching, hiding each other, or cut by the frame."""
+    unit = long_side / LONG_SIDE
+    for attempt in range(200):
+        rng = np.random.default_rng([seed, attempt, 1])
+        size = picture_size(rng)
+        poses, things = arrangement(rng, size)
+        covers = [covered(pose, size) for pose in poses]
+        labels = label_map(covers, size)
+        if _clear(covers, labels, _seen(things, covers, labels)):
+            break
+    else:
+        raise AssertionError(f"no scene for seed {seed}")
+    pixels = (round(size[0] * unit), round(size[1] * unit))
+    if unit != 1:
+        covers = [covered(pose.enlarged(unit), pixels) for pose in poses]
+        labels = label_map(covers, pixels)
+    image = backdrop(rng, pixels, photographs)
+    light, balance = lighting(rng)
+    for k, cover in enumerate(covers):
+        paint(image, cover, poses[k].enlarged(unit), finish_of(rng, things, poses, k), light, unit)
+    return Scene(exposed(rng, image * balance), labels, _seen(things, covers, labels))
 
 
-def _place(rng: np.random.Generator, size: tuple[int, int], unit: float) -> list[Thing]:
-    """Random objects; 30 % of the scenes allow overlap, a third of the objects resemble an earlier one."""
+def finish_of(rng: np.random.Generator, things: list[Thing], poses: list[Pose], k: int) -> Finish:
+    """An outline where a thing meets an earlier one of its colour, or is so small that its texture frays it."""
+    frayed = things[k].texture != "plain" and poses[k].radius < 13
+    meets = any(
+        things[j].colour == things[k].colour
+        and math.hypot(poses[j].x - poses[k].x, poses[j].y - poses[k].y)
+        < 1.5 * (poses[j].radius + poses[k].radius)
+        for j in range(k)
+    )
+    return finish(rng, COLOURS[things[k].colour], things[k].texture, outlined=meets or frayed)
+
+
+def picture_size(rng: np.random.Generator) -> tuple[int, int]:
+    """Height, width of a picture of LONG_SIDE; half of them square."""
+    if rng.random() < 0.5:
+        return LONG_SIDE, LONG_SIDE
+    short = round(LONG_SIDE * rng.uniform(0.5, 0.95))
+    return (LONG_SIDE, short) if rng.random() < 0.4 else (short, LONG_SIDE)
+
+
+def arrangement(rng: np.random.Generator, size: tuple[int, int]) -> tuple[list[Pose], list[Thing]]:
+    """Random things; over a third of them resemble an earlier one. Half of the later ones are put next to one."""
     height, width = size
-    closeness = 0.75 if rng.random() < 0.3 else 1.12
+    largest = min(30.0, 0.3 * min(size))
+    inset = 0.55 if rng.random() < 0.15 else 1.15  # radii between a centre and the frame
+    poses: list[Pose] = []
     things: list[Thing] = []
-    for _ in range(rng.integers(2, 6)):
+    for _ in range(int(rng.choice([2, 3, 4, 5], p=[0.16, 0.26, 0.29, 0.29]))):
+        near = bool(poses) and rng.random() < 0.45
+        closeness = rng.uniform(0.66, 0.95) if rng.random() < 0.5 else rng.uniform(1.0, 1.15)
         for _ in range(25):
-            radius = rng.uniform(12, 25) * unit
-            x, y = (rng.uniform(radius + 2 * unit, side - radius - 2 * unit) for side in (width, height))
+            radius = SMALLEST * (largest / SMALLEST) ** rng.random() ** 0.8
+            edge = inset * radius + 1
+            if near:
+                other, turn = poses[rng.integers(len(poses))], rng.uniform(0, 2 * math.pi)
+                reach = closeness * (radius + other.radius)
+                x, y = other.x + reach * math.cos(turn), other.y + reach * math.sin(turn)
+            else:
+                x, y = (rng.uniform(edge, side - edge) for side in (width, height))
+            least = 0.99 * closeness if near else 1.25
+            if not (edge <= x <= width - edge and edge <= y <= height - edge):
+                continue
             if all(
-                math.hypot(x - t.x, y - t.y) > closeness * (radius + t.radius) and abs(x - t.x) > 6 * unit
-                for t in things
+                math.hypot(x - p.x, y - p.y) >= least * (radius + p.radius) and abs(x - p.x) > LEAST_APART
+                for p in poses
             ):
                 break
         else:
             continue
-        shape, colour = SHAPES[rng.integers(5)], list(COLOURS)[rng.integers(6)]
-        if things and rng.random() < 0.35:
-            model = things[rng.integers(len(things))]
-            shape = model.shape if rng.random() < 0.7 else shape
-            colour = model.colour if rng.random() < 0.7 else colour
-        texture = TEXTURES[rng.choice(3, p=[0.56, 0.22, 0.22])]
-        things.append(Thing(shape, colour, texture, x, y, radius, rng.uniform(-0.35, 0.35)))
-    return things
+        thing = _thing(rng, things, x, y, radius)
+        poses.append(_pose(rng, thing))
+        things.append(thing)
+    return poses, things
 
 
-def _outline(thing: Thing) -> list[tuple[float, float]]:
-    """Polygon in units of the radius, before turning; the circle is drawn as an ellipse."""
-    if thing.shape == "cross":
-        a, b = 0.36, 1.1
-        return [
-            (-a, -b),
-            (a, -b),
-            (a, -a),
-            (b, -a),
-            (b, a),
-            (a, a),
-            (a, b),
-            (-a, b),
-            (-a, a),
-            (-b, a),
-            (-b, -a),
-            (-a, -a),
-        ]
-    corners, start, radii = {
-        "square": (4, 0.25, (1.12,)),
-        "triangle": (3, -0.5, (1.2,)),
-        "star": (10, -0.5, (1.25, 0.55)),
-    }[thing.shape]
-    angles = [math.pi * (start + 2 * i / corners) for i in range(corners)]
-    return [
-        (radii[i % len(radii)] * math.cos(a), radii[i % len(radii)] * math.sin(a))
-        for i, a in enumerate(angles)
-    ]
+def _thing(rng: np.random.Generator, earlier: list[Thing], x: float, y: float, radius: float) -> Thing:
+    shape, colour = SHAPES[rng.integers(len(SHAPES))], list(COLOURS)[rng.integers(len(COLOURS))]
+    if earlier and rng.random() < 0.4:
+        model = earlier[rng.integers(len(earlier))]
+        shape = model.shape if rng.random() < 0.7 else shape
+        colour = model.colour if rng.random() < 0.7 else colour
+    texture = TEXTURES[rng.choice(3, p=[0.56, 0.22, 0.22])]
+    most = math.pi if shape in ("star", "triangle", "circle") else 0.35  # a square on its tip is a diamond
+    return Thing(shape, colour, texture, x, y, radius, rng.uniform(-most, most))
 
 
-def _coverage(thing: Thing, box: tuple[int, int, int, int]) -> np.ndarray:
-    """Antialiased coverage 0..1 inside box = (left, top, right, bottom), drawn at twice the size."""
-    left, top, right, bottom = box
-    canvas = Image.new("L", (2 * (right - left), 2 * (bottom - top)))
-    draw = ImageDraw.Draw(canvas)
-    x, y, r = 2 * (thing.x - left), 2 * (thing.y - top), 2 * thing.radius
-    if thing.shape == "circle":
-        draw.ellipse([x - r, y - r, x + r, y + r], fill=255)
-    else:
-        cos, sin = r * math.cos(thing.turn), r * math.sin(thing.turn)
-        draw.polygon([(x + a * cos - b * sin, y + a * sin + b * cos) for a, b in _outline(thing)], fill=255)
-    return np.asarray(canvas.reduce(2), np.float32) / 255
+def _pose(rng: np.random.Generator, thing: Thing) -> Pose:
+    lean = 0.55 if thing.shape == "square" else 1.0  # a turned square would come out a rhombus
+    return Pose(
+        thing.shape,
+        thing.x,
+        thing.y,
+        thing.radius,
+        thing.turn,
+        tilt=1 - 0.16 * lean * rng.random(),
+        keystone=0.12 * lean * rng.uniform(-1, 1),
+        rounded=0.0 if thing.shape == "circle" or rng.random() < 0.4 else rng.uniform(0.04, 0.13),
+    )
 
 
-def _shading(
-    rng: np.random.Generator, thing: Thing, box: tuple[int, int, int, int], unit: float
-) -> np.ndarray:
-    """Brightness factor (h, w): a slight vertical ramp times the texture; period 8 units."""
-    left, top, right, bottom = box
-    y, x = np.mgrid[top:bottom, left:right].astype(np.float32)
-    light = 1 + rng.uniform(-0.12, 0.12) * (y - thing.y) / thing.radius
-    x, y = x / unit, y / unit
-    if thing.texture == "striped":
-        turn = rng.uniform(0, math.pi)
-        light = light * np.where(
-            np.sin((x * math.cos(turn) + y * math.sin(turn)) * math.pi / 4) > 0, 1.0, 0.42
-        )
-    elif thing.texture == "dotted":
-        light = light * np.where((x % 8 - 4) ** 2 + (y % 8 - 4) ** 2 < 6.5, 0.32, 1.0)
-    return light
+def label_map(covers: list[Cover], size: tuple[int, int]) -> np.ndarray:
+    labels = np.zeros(size, np.uint8)
+    for label, cover in enumerate(covers, start=1):
+        labels[cover.here][cover.shown >= 0.5] = label
+    return labels
 
 
-def _draw(rng: np.random.Generator, long_side: int, photographs: tuple[str, ...]) -> Scene:
-    size, unit = _size(rng, long_side), long_side / LONG_SIDE
-    image, labels = background(rng, size, photographs), np.zeros(size, np.uint8)
-    things, full = _place(rng, size, unit), []
-    for label, thing in enumerate(things, start=1):
-        reach = 1.35 * thing.radius + 2
-        box = (
-            max(0, int(thing.x - reach)),
-            max(0, int(thing.y - reach)),
-            min(size[1], int(thing.x + reach)),
-            min(size[0], int(thing.y + reach)),
-        )
-        here = np.s_[box[1] : box[3], box[0] : box[2]]
-        cover, colour = (
-            _coverage(thing, box)[..., None],
-            np.array(COLOURS[thing.colour]) + rng.uniform(-16, 16, 3),
-        )
-        image[here] += cover * (colour * _shading(rng, thing, box, unit)[..., None] - image[here])
-        labels[here][cover[..., 0] >= 0.5] = label
-        full.append(int((cover >= 0.5).sum()))
-    image += rng.standard_normal((*size, 1), np.float32) * rng.uniform(0, 6)
-    kept = []
-    for label, (thing, area) in enumerate(zip(things, full, strict=True), start=1):
+def _seen(things: list[Thing], covers: list[Cover], labels: np.ndarray) -> tuple[Thing, ...]:
+    """The things as they are seen, left to right."""
+    seen = []
+    for label, (thing, cover) in enumerate(zip(things, covers, strict=True), start=1):
         rows, columns = np.nonzero(labels == label)
-        if len(rows) > 0.35 * area:
-            kept.append(
-                Thing(
-                    thing.shape,
-                    thing.colour,
-                    thing.texture,
-                    columns.mean() + 0.5,
-                    rows.mean() + 0.5,
-                    thing.radius,
-                    thing.turn,
-                    label,
-                )
-            )
-        else:
-            labels[labels == label] = 0
-    return Scene(image.clip(0, 255).astype(np.uint8), labels, tuple(sorted(kept, key=lambda t: t.x)))
+        if len(rows):
+            x, y = columns.mean() + 0.5, rows.mean() + 0.5
+            seen.append(replace(thing, x=x, y=y, radius=math.sqrt(cover.area / math.pi), label=label))
+    return tuple(sorted(seen, key=lambda t: t.x))
+
+
+def _clear(covers: list[Cover], labels: np.ndarray, seen: tuple[Thing, ...]) -> bool:
+    """Of a picture of LONG_SIDE: nothing is too much hidden, no two things stand in one column."""
+    shown = np.bincount(labels.ravel(), minlength=len(covers) + 1)[1:]
+    least = [max(LEAST_VISIBLE * cover.area, LEAST_PIXELS) for cover in covers]
+    apart = [b.x - a.x >= LEAST_APART for a, b in pairwise(seen)]
+    return len(seen) > 1 and bool((shown >= least).all()) and all(apart)
+
+
+def lighting(rng: np.random.Generator) -> tuple[float, np.ndarray]:
+    """Direction it comes from, above; and brightness with a white balance a little off, (3,) float32."""
+    tint = 1 + rng.uniform(-0.04, 0.04) * np.array([1, 0, -1])
+    return rng.uniform(-0.85 * math.pi, -0.15 * math.pi), (rng.uniform(0.93, 1.07) * tint).astype(np.float32)
+
+
+def exposed(rng: np.random.Generator, image: np.ndarray) -> np.ndarray:
+    """Sensor noise; then 8 bit."""
+    noise = np.float32(rng.uniform(0, 5)) * rng.standard_normal((*image.shape[:2], 1), np.float32)
+    return (image + noise).clip(0, 255).astype(np.uint8)

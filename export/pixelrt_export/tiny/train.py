@@ -1,10 +1,12 @@
 """Train the tiny PixelLM from nothing on drawn scenes, within a fixed time.
 
-python -m pixelrt_export.tiny.train --out DIR [--minutes 90] [--device cpu] [--processes 2] [--smoke]
+python -m pixelrt_export.tiny.train --out DIR [--minutes 90] [--look flat] [--device cpu] [--processes 2]
+    [--smoke]
 
 The schedule is tied to the time spent, so a run always anneals to its end: the encoder with dense heads first
 (6 %), then everything; the oracle prompt fades out by 40 % of the second stage, the crutches by its end. DIR
-keeps state.pt (a second start resumes from it), log.jsonl and, at the end, checkpoint/ in released layout.
+keeps state.pt (a second start resumes from it), log.jsonl, curves.png and, at the end, checkpoint/ in released
+layout.
 """
 
 from __future__ import annotations
@@ -24,6 +26,8 @@ import torch.multiprocessing
 from torch import Tensor, nn
 
 from pixelrt_export.tiny.checkpoint import save_checkpoint
+from pixelrt_export.tiny.curves import write_curves
+from pixelrt_export.tiny.looks import LOOKS
 from pixelrt_export.tiny.losses import encoder_loss, joint_loss
 from pixelrt_export.tiny.optimisation import ENCODER_SHARE, Trained, averaged, learning_rate, optimisers
 from pixelrt_export.tiny.rows import Packer
@@ -43,7 +47,9 @@ class Settings:
     images: int = 16  # a step, over all processes; the encoder stage takes twice as many
     questions: int = 4  # an image, besides the caption
     most_masks: int = 56  # a step, over all processes
+    patch: int = 14  # px; 10 gives 49 image tokens in place of 25 and masks of 56 x 56 in place of 40 x 40
     rate: float = 3e-3
+    look: str = "flat"  # or "shaded": how the scenes are drawn and what is asked
     seed: int = 0
     processes: int = 2
     threads: int = 1
@@ -57,7 +63,7 @@ class Run:
     encoder_share = ENCODER_SHARE  # of the time, in which the encoder is trained alone
 
     def __init__(self, settings: Settings, rank: int):
-        self.s, self.rank, self.out = settings, rank, Path(settings.out)
+        self.s, self.rank, self.out, self.look = settings, rank, Path(settings.out), LOOKS[settings.look]
         torch.manual_seed(settings.seed)
         self.build()
         self.step, self.spent_s, self.started = 0, 0.0, time.monotonic()  # spent: before this start
@@ -67,10 +73,10 @@ class Run:
     def build(self) -> None:
         """What is trained (`net` and `crutches`), its optimisers, its data."""
         self.tokenizer = Tokenizer((self.out / "tokenizer.model").read_bytes())
-        self.trained = Trained(self.tokenizer)
+        self.trained = Trained(self.tokenizer, self.s.patch).to(self.s.device)
         self.optimisers = optimisers(self.trained, self.s.rate)
-        self.packer = Packer(self.tokenizer, self.trained.net.sizes.token_grid**2)
-        self.scenes = drawn_scenes(Path(self.s.cache), self.s.scenes)
+        self.packer = Packer(self.tokenizer, self.trained.net.sizes.token_grid**2, self.look)
+        self.scenes = drawn_scenes(Path(self.s.cache), self.s.scenes, look=self.look)
         self.extra_state = {"tokenizer": self.tokenizer.pieces.serialized_model_proto()}
 
     def write(self) -> None:
@@ -87,7 +93,7 @@ class Run:
         }
 
     def resume(self) -> None:
-        state = torch.load(self.out / "state.pt", weights_only=False)
+        state = torch.load(self.out / "state.pt", weights_only=False, map_location="cpu")
         self.trained.net.load_state_dict(state["net"])
         self.trained.crutches.load_state_dict(state["crutches"])
         for optimiser, saved in zip(self.optimisers, state["optimisers"], strict=True):
@@ -97,6 +103,8 @@ class Run:
     def save(self) -> None:
         torch.save(self.state(), self.out / "state.new")
         os.replace(self.out / "state.new", self.out / "state.pt")
+        if (self.out / "log.jsonl").exists():
+            write_curves(self.out / "log.jsonl", self.out / "curves.png")
 
     def loss(self, progress: float) -> tuple[Tensor, dict[str, Tensor]]:
         """Batches are drawn from (seed, rank, step) alone, so a resumed run sees what it would have seen."""
@@ -159,6 +167,8 @@ class Run:
                 self.save()
                 saved = time.monotonic()
         if self.rank == 0:
+            if recent:
+                self.report(progress, recent)
             self.save()
             self.write()
             print(f"done: {self.step} steps, {self.out / 'checkpoint'}", flush=True)
@@ -205,8 +215,8 @@ def train(settings: Settings) -> None:
     out.mkdir(parents=True, exist_ok=True)
     model = out / "tokenizer.model"
     if not model.exists():
-        model.write_bytes(train_model(scenes=min(1500, settings.scenes)))
-    drawn_scenes(Path(settings.cache), settings.scenes)
+        model.write_bytes(train_model(min(1500, settings.scenes), look=LOOKS[settings.look]))
+    drawn_scenes(Path(settings.cache), settings.scenes, look=LOOKS[settings.look])
     start(Run, settings)
 
 
@@ -220,7 +230,12 @@ def parsed(kind: type[Settings], about: str, smoke: dict) -> Settings:
     )
     for field in fields(kind)[2:]:
         flag = "--" + field.name.replace("_", "-")
-        parser.add_argument(flag, type=type(field.default), default=field.default)
+        parser.add_argument(
+            flag,
+            type=type(field.default),
+            default=field.default,
+            choices=sorted(LOOKS) if field.name == "look" else None,
+        )
     given = vars(parser.parse_args())
     if given["device"] != "cpu":
         given["processes"] = 1  # the processes split the work between CPU cores

@@ -38,7 +38,9 @@ def export(scratch: Path, precision: str) -> dict:
     from pixelrt_export.export import export_bundle
     from pixelrt_export.quantize.plan import Settings
 
-    settings = Settings(progress=lambda what, done, total: print(f"{what}: {done} of {total}", file=sys.stderr))
+    settings = Settings(
+        progress=lambda what, done, total: print(f"{what}: {done} of {total}", file=sys.stderr)
+    )
     bundle = export_bundle(
         scratch / "checkpoint" / "pixellm", scratch / "bundle", precision=precision, settings=settings
     )

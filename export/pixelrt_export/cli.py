@@ -133,7 +133,9 @@ def export(
     type=click.Path(path_type=Path),
     help="Folder of pictures, with a prompts.jsonl if you like (default: calib_data of the project).",
 )
-@click.option("--out", type=click.Path(path_type=Path), help="Folder for report.json, report.md and drift.svg.")
+@click.option(
+    "--out", type=click.Path(path_type=Path), help="Folder for report.json, report.md and drift.svg."
+)
 @_thresholds
 @_vision_tower
 @debug_option
@@ -158,7 +160,9 @@ def verify(
     records, original = read_records(images), open_original(checkpoint, vision_tower)
     report = verify_bundle(bundle, original, records, Thresholds(min_iou, min_same), CountLine())
     for stage, row in report.stages().items():
-        say(f"{stage:<22} largest error {row['error']:8.2g}  may be {row['limit']:<6g}  cosine {row['cosine']:.6f}")
+        say(
+            f"{stage:<22} largest error {row['error']:8.2g}  may be {row['limit']:<6g}  cosine {row['cosine']:.6f}"
+        )
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)
         report.write(out)

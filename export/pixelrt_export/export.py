@@ -64,7 +64,9 @@ class Rejected(RuntimeError):
     """A bundle did not pass its gate: it lies whole at `folder`, which is not where it was asked for."""
 
     def __init__(self, folder: Path, verdict: Any) -> None:
-        super().__init__(f"{verdict.sentence()}. The bundle is {folder}, not blessed; its report.md says more.")
+        super().__init__(
+            f"{verdict.sentence()}. The bundle is {folder}, not blessed; its report.md says more."
+        )
         self.folder, self.verdict = folder, verdict
 
 

@@ -81,7 +81,9 @@ def export_gated(
 
     count = fewest(len(suspects), passes)
     if count is None:
-        raise Refused(f"{refusal} Rounding is not the reason: it does not pass with every layer in 16 bits either.")
+        raise Refused(
+            f"{refusal} Rounding is not the reason: it does not pass with every layer in 16 bits either."
+        )
     guilty = suspects[:count]
     if not auto:
         named = ", ".join(guilty[:SHOWN]) + (f" and {count - SHOWN} more" if count > SHOWN else "")

@@ -86,7 +86,9 @@ def test_a_bundle_that_does_not_pass_is_named_so(stub: pytest.MonkeyPatch, tmp_p
     exported(tmp_path / "b")
     before = (tmp_path / "b" / "manifest.json").read_bytes()
     stub.setattr(gate, "verify_bundle", verifier := Verifier({LAYERS[0], LAYERS[3]}))
-    with pytest.raises(Refused, match=r"layers\.2, language\.layers\.0, language\.layers\.3 in 16 bits: --auto"):
+    with pytest.raises(
+        Refused, match=r"layers\.2, language\.layers\.0, language\.layers\.3 in 16 bits: --auto"
+    ):
         exported(tmp_path / "b")
     assert (tmp_path / "b" / "manifest.json").read_bytes() == before
     assert left_in(tmp_path) == {"b", "b.rejected"}
@@ -181,7 +183,9 @@ def test_commands(tmp_path: Path) -> None:
     assert Bundle.read(bundle).manifest["verified"]["mask_iou"] > 0.98
     check = [str(bundle), str(TINY), "--images", str(pictures)]
     done = run(cli.verify, [*check, "--out", str(tmp_path / "out")])
-    assert done.exit_code == 0 and "passed:" in done.output and left_in(tmp_path / "out") == set(FILES), done.output
+    assert done.exit_code == 0 and "passed:" in done.output and left_in(tmp_path / "out") == set(FILES), (
+        done.output
+    )
     done = run(cli.verify, [*check, "--min-iou", "1"])
     assert done.exit_code == 1 and "failed: too far from the original" in done.output
 

@@ -22,7 +22,9 @@ def weights(inputs: int, outputs: int, seed: int = 0) -> np.ndarray:
 def test_int4_layout_is_onnx_own() -> None:
     values = np.arange(-8, 8, dtype=np.int8).reshape(4, 4)
     onnx_own = helper.make_tensor("x", TensorProto.INT4, [4, 4], values.ravel().tolist())
-    assert packed(values).tobytes() == onnx_own.raw_data or packed(values).tolist() == list(onnx_own.int32_data)
+    assert packed(values).tobytes() == onnx_own.raw_data or packed(values).tolist() == list(
+        onnx_own.int32_data
+    )
     with pytest.raises(ValueError, match="-8 to 7"):
         packed(np.array([8, 0], np.int8))
 
@@ -134,9 +136,7 @@ def test_products(tmp_path: Path, form: str, activations: str, opset: int) -> No
         "int8": coarse @ (round_channels(w) * scale),
     }
     with WeightFile(tmp_path / "w") as file:
-        g = Graph(
-            "g", file, activations=activations, storage="float16", opset=opset, product=products[form]
-        )
+        g = Graph("g", file, activations=activations, storage="float16", opset=opset, product=products[form])
         value = g.linear(g.input("x", "activations", ["B", 64]), "a", lambda: w.T)
         g.output(value, "y", "activations", ["B", 24])
     got, kinds = run(g, tmp_path, x)
@@ -195,7 +195,9 @@ def test_input_steps_lose_least() -> None:
     far[0, 0] = 12
     steps = input_steps(Probe(build, 21), [{"x_a": even, "x_b": far}], "ab")
     assert steps["a"] == pytest.approx(3 / 127)
-    errors = [np.square(np.clip(np.rint(far / s), -128, 127) * s - far).sum() for s in np.array(CLIPS) * 12 / 127]
+    errors = [
+        np.square(np.clip(np.rint(far / s), -128, 127) * s - far).sum() for s in np.array(CLIPS) * 12 / 127
+    ]
     assert steps["b"] == pytest.approx(CLIPS[int(np.argmin(errors))] * 12 / 127) and steps["b"] < 12 / 127
 
 

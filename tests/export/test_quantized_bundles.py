@@ -114,7 +114,10 @@ def test_psalm_too(golden_psalm_checkpoint: Path, pictures: Path, tmp_path: Path
     """Two words are enough: both quantisers go through the same graphs."""
     for precision in ("int8", "int4"):
         out = export_bundle(
-            golden_psalm_checkpoint, tmp_path / precision, precision=precision, settings=Settings(calib=pictures)
+            golden_psalm_checkpoint,
+            tmp_path / precision,
+            precision=precision,
+            settings=Settings(calib=pictures),
         )
         answer = pixelrt.load(out).segment(pictures / "0.png", "the red mug")
         assert len(answer.masks) == 1 and np.isfinite(answer.masks[0].score)

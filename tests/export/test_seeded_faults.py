@@ -253,7 +253,9 @@ def third_for_sixth(b: Faulty) -> None:
         sixth = next(
             t
             for t in model.graph.initializer
-            if not t.dims and t.data_type == onnx.TensorProto.FLOAT and abs(numpy_helper.to_array(t) - 1 / 6) < 1e-6
+            if not t.dims
+            and t.data_type == onnx.TensorProto.FLOAT
+            and abs(numpy_helper.to_array(t) - 1 / 6) < 1e-6
         )
         sixth.CopyFrom(numpy_helper.from_array(np.float32(1 / 3), sixth.name))
 

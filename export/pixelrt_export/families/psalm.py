@@ -76,7 +76,9 @@ from pixelrt_export.quantize.language import Text
 from pixelrt_export.quantize.plan import Model
 from pixelrt_export.quantize.records import Record
 
-ENCODER_LAYERS = "swin.layers."  # of the encoder, what int8 rounds: the tower, not projector and pixel decoder
+ENCODER_LAYERS = (
+    "swin.layers."  # of the encoder, what int8 rounds: the tower, not projector and pixel decoder
+)
 VISION_OPSET = 20  # the oldest with Gelu and N-dimensional GridSample
 
 # Conversation `llava_phi` of the original; up to <image> the same for every task.

@@ -38,7 +38,9 @@ def read_records(folder: Path | None) -> list[Record]:
         raise InputError(f"--calib {folder} is no folder. Give one that holds pictures.")
     pictures = {file.name: file for file in sorted(folder.iterdir()) if file.suffix.lower() in SUFFIXES}
     if not pictures:
-        raise InputError(f"--calib {folder} holds no pictures ({', '.join(sorted(SUFFIXES))}). Give one that does.")
+        raise InputError(
+            f"--calib {folder} holds no pictures ({', '.join(sorted(SUFFIXES))}). Give one that does."
+        )
     listed = folder / PROMPTS
     return _listed(listed, pictures) if listed.is_file() else [Record(p, QUESTION) for p in pictures.values()]
 

@@ -107,7 +107,9 @@ class Check:
             heard = self.original.read(record, said, calls["encoder"][-1].outputs["image_tokens"][0])
             embedded = np.concatenate([call.inputs["inputs_embeds"][0] for call in calls["language"]])
             # The last token of an answer is read by nobody.
-            self._record("tokens", "embeddings", embedded, heard.states[: len(embedded)], TOKENS_LIMIT, number)
+            self._record(
+                "tokens", "embeddings", embedded, heard.states[: len(embedded)], TOKENS_LIMIT, number
+            )
             if len(heard.states) - len(embedded) not in (0, 1):
                 self._record("tokens", "how many", embedded, heard.states, 0, number)
             if len(calls["language"]) == 1:
@@ -201,7 +203,10 @@ class Check:
     # ---- masks ------------------------------------------------------------------------------------------
 
     def _masks(self, asked: list[Asked]) -> list[Judged]:
-        engine, limit = TappedEngine(self.bundle, "pixel_decoder"), STAGE_LIMITS[self.precision["pixel_decoder"]]
+        engine, limit = (
+            TappedEngine(self.bundle, "pixel_decoder"),
+            STAGE_LIMITS[self.precision["pixel_decoder"]],
+        )
         # What reaches the pixel decoder has gone through both stages before it.
         before = STAGE_LIMITS[self.precision["encoder"]] + STAGE_LIMITS[self.precision["language"]]
         judged = []
@@ -248,9 +253,7 @@ class Check:
     ) -> None:
         self._note(stage, where, relative_error(a, b), cosine(a, b), limit, question)
 
-    def _note(
-        self, stage: str, where: str, error: float, alike: float, limit: float, question: int
-    ) -> None:
+    def _note(self, stage: str, where: str, error: float, alike: float, limit: float, question: int) -> None:
         """question: in this group; -1 is none of them alone."""
         number = question if question < 0 else question + self._first
         self.findings.append(Finding(stage, where, error, alike, limit, number))

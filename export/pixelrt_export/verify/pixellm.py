@@ -126,8 +126,13 @@ class PixelLMOriginal:
         visible[len(head) : len(head) + len(image_tokens)] = patch_validity(*fitted, step, side.token_grid)
         end = len(states) - len(said.words)
         places = np.arange(len(head) + len(image_tokens), len(states))
-        codebook = [int(at) - 1 for at, token in zip(places, tail, strict=True) if at < end and token in self.seg]
-        rows = [*codebook, *range(end - 1, len(states) - 1)]  # that predict codebook tokens of the prompt, the answer
+        codebook = [
+            int(at) - 1 for at, token in zip(places, tail, strict=True) if at < end and token in self.seg
+        ]
+        rows = [
+            *codebook,
+            *range(end - 1, len(states) - 1),
+        ]  # that predict codebook tokens of the prompt, the answer
         cuts = [0, end, *range(end + 1, min(end + SINGLE_STEPS, len(states))), len(states)]
         steps = [
             Pass(slice(a, b), {"logit_rows": np.array([r - a for r in rows if a <= r < b], np.int64)})
@@ -135,7 +140,10 @@ class PixelLMOriginal:
             if a < b
         ]
         return Reading(
-            states, visible, Pass(slice(0, len(states)), {"logit_rows": np.array(rows, np.int64)}), tuple(steps)
+            states,
+            visible,
+            Pass(slice(0, len(states)), {"logit_rows": np.array(rows, np.int64)}),
+            tuple(steps),
         )
 
     def _embedded(self, ids: list[int]) -> np.ndarray:
@@ -157,7 +165,9 @@ class PixelLMOriginal:
                 count = len(states)
                 positions = torch.arange(count)[None]
                 angles = rotary(positions, self.sizes.head_dim, self.sizes.rope_theta)
-                allowed = torch.ones(count, count, dtype=torch.bool).tril() & torch.from_numpy(reading.visible)
+                allowed = torch.ones(count, count, dtype=torch.bool).tril() & torch.from_numpy(
+                    reading.visible
+                )
                 with torch.inference_mode():
                     out, _ = layer(torch.from_numpy(states)[None], angles, allowed[None, None], None)
                 return out[0].numpy()
@@ -170,9 +180,7 @@ class PixelLMOriginal:
         norm.weight.data = torch.from_numpy(wide(self.checkpoint.tensor("model.norm.weight")))
         hidden = norm(torch.from_numpy(states[reading.whole.asked["logit_rows"]])).numpy()
         table = self.checkpoint.tensor("lm_head.weight")
-        logits = [
-            hidden @ wide(table[at : at + ROWS_AT_ONCE]).T for at in range(0, len(table), ROWS_AT_ONCE)
-        ]
+        logits = [hidden @ wide(table[at : at + ROWS_AT_ONCE]).T for at in range(0, len(table), ROWS_AT_ONCE)]
         return {"logits": np.concatenate(logits, axis=1)[None], "hidden": hidden[None]}
 
     def idle(self, batch: int, count: int) -> dict[str, np.ndarray]:

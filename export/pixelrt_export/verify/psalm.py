@@ -125,7 +125,10 @@ class PsalmOriginal:
 
     def _embedded(self, ids: np.ndarray) -> np.ndarray:
         """Rows of the token table; behind it lie the mask tokens."""
-        vocab, rows = self.config.language.vocab, np.empty((len(ids), self.config.language.hidden), np.float32)
+        vocab, rows = (
+            self.config.language.vocab,
+            np.empty((len(ids), self.config.language.hidden), np.float32),
+        )
         mask = ids >= vocab
         rows[~mask] = self.checkpoint.tensor("model.embed_tokens.weight")[ids[~mask]]
         rows[mask] = self.checkpoint.tensor("seg_query")[ids[mask] - vocab]
@@ -176,7 +179,8 @@ class PsalmOriginal:
     def decoded(self, targets: Arrays, encoded: Encoded) -> dict[str, np.ndarray]:
         features, keys = encoded.kept
         queries, conditions, kind = (
-            torch.from_numpy(np.asarray(targets[name])) for name in ("queries", "conditions", "condition_kind")
+            torch.from_numpy(np.asarray(targets[name]))
+            for name in ("queries", "conditions", "condition_kind")
         )
         last = self.net.predictor(queries, keys, features, torch.zeros(1, dtype=torch.long))[-1]
         scores = self.net.predictor.scores(last.states, conditions, kind)

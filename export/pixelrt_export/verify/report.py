@@ -45,7 +45,9 @@ class Report:
     def faults(self) -> list[Finding]:
         """What is further off than its precision explains, as data flows."""
         failed = [finding for finding in self.outcome.findings if not finding.passed]
-        return sorted(failed, key=lambda finding: STAGES.index(finding.stage))  # stable: layers keep their order
+        return sorted(
+            failed, key=lambda finding: STAGES.index(finding.stage)
+        )  # stable: layers keep their order
 
     @property
     def passed(self) -> bool:
@@ -80,7 +82,9 @@ class Report:
             )
         wanted = self.thresholds
         if not self.enough:
-            return f"too far from the original: {measured}; wanted {wanted.min_same:.0%} and {wanted.min_iou:g}"
+            return (
+                f"too far from the original: {measured}; wanted {wanted.min_same:.0%} and {wanted.min_iou:g}"
+            )
         return measured
 
     def stages(self) -> dict[str, dict[str, float]]:
@@ -111,18 +115,29 @@ class Report:
             "precision": dict(self.precision),
             "stages": {stage: _finite(row) for stage, row in self.stages().items()},
             "drift": {place: _finite({"error": e, "limit": li}) for place, (e, li) in self.drift.items()},
-            "answers": [{"same": one.same, "ious": [round(v, 5) for v in one.ious]} for one in self.outcome.judged],
+            "answers": [
+                {"same": one.same, "ious": [round(v, 5) for v in one.ious]} for one in self.outcome.judged
+            ],
             "faults": [finding.to_json() for finding in self.faults],
         }
 
     def to_markdown(self) -> str:
         verdict = "Passed" if self.passed else "Failed"
         lines = ["# Check against the checkpoint", "", f"**{verdict}**: {self.sentence()}."]
-        lines += ["", "| stage | precision | largest error | may be | smallest cosine |", "|---|---|---|---|---|"]
+        lines += [
+            "",
+            "| stage | precision | largest error | may be | smallest cosine |",
+            "|---|---|---|---|---|",
+        ]
         for stage, row in self.stages().items():
             kind = self.precision.get(stage.partition(",")[0], "–")
-            lines.append(f"| {stage} | {kind} | {row['error']:.2g} | {row['limit']:g} | {row['cosine']:.6f} |")
-        lines += ["", "Error: |bundle − original| / |original|, of each stage given the original's own inputs."]
+            lines.append(
+                f"| {stage} | {kind} | {row['error']:.2g} | {row['limit']:g} | {row['cosine']:.6f} |"
+            )
+        lines += [
+            "",
+            "Error: |bundle − original| / |original|, of each stage given the original's own inputs.",
+        ]
         if self.faults:
             lines += ["", "## Faults, as data flows", ""]
             lines += ["| stage | what | question | error | may be |", "|---|---|---|---|---|"]
@@ -167,7 +182,8 @@ def bars(drift: Mapping[str, tuple[float, float]]) -> str:
         )
         y += row
     ticks = "".join(
-        f'<text x="{left + wide * i / 7:.0f}" y="14" text-anchor="middle">1e-{7 - i}</text>' for i in range(1, 7)
+        f'<text x="{left + wide * i / 7:.0f}" y="14" text-anchor="middle">1e-{7 - i}</text>'
+        for i in range(1, 7)
     )
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{left + wide + 80}" height="{y + 8}" '

@@ -38,7 +38,16 @@ def inspect(bundle: Path, as_json: bool) -> None:
 def describe(manifest: dict[str, Any]) -> Iterator[str]:
     """The lines of a manifest for a reader; parts it does not have are left out."""
     yield f"{manifest['name']}: {manifest['family']}, bundle format {manifest['format']}"
-    for key in ("precision", "quantization", "verified", "image", "prompt", "tokens", "language", "embeddings"):
+    for key in (
+        "precision",
+        "quantization",
+        "verified",
+        "image",
+        "prompt",
+        "tokens",
+        "language",
+        "embeddings",
+    ):
         if manifest.get(key):
             yield f"{key:<12}  {_inline(manifest[key])}"
     yield f"{'license':<12}  {_inline(manifest.get('license') or 'not stated')}"

@@ -1,6 +1,6 @@
 """What each precision costs: bytes, and how far its answers are from fp32's on scenes that nobody trained on.
 
-    python -m benchmarks.precision CHECKPOINT [--scenes 300] [--json FILE] [--scratch DIR] [--precisions int8,int4]
+    python -m benchmarks.precision CHECKPOINT [--scenes 300] [--json FILE] [--scratch DIR] [--precisions 'int8;int4']
 
 CHECKPOINT is one of the small models of this repository. Every bundle is exported without its gate, calibrated on
 calib_data, and asked the same questions as the fp32 bundle: paired, since a task score of a small model says less
@@ -148,6 +148,9 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     names = args.precisions.split(";") if args.precisions else [s.name for s in SETTINGS]
+    unknown = set(names) - {s.name for s in SETTINGS}
+    if unknown:
+        parser.error(f"no precision {sorted(unknown)[0]!r}. Choose of: {'; '.join(s.name for s in SETTINGS)}")
     chosen = [s for s in SETTINGS if s.name in {"fp32", *names}]
     if find_spec("bitsandbytes") is None:
         chosen = [s for s in chosen if s.precision != "nf4"]  # needs the nf4 extra

@@ -42,3 +42,11 @@ def test_a_log_becomes_panels(tmp_path: Path) -> None:
     (tmp_path / "log.jsonl").write_text(json.dumps(lines[0]) + "\n")  # one line: nothing to draw yet
     write_curves(tmp_path / "log.jsonl", tmp_path / "curves.png")
     assert [file.name for file in tmp_path.iterdir() if file.suffix == ".new"] == []
+
+
+def test_a_step_that_was_logged_twice_counts_once(tmp_path: Path) -> None:
+    """A run that was stopped and resumed goes through some steps again."""
+    once = [(20, 3.0), (40, 2.0), (60, 1.0)]
+    again = [(20, 9.0), (20, 3.0), (60, 5.0), (40, 2.0), (60, 1.0)]
+    assert panel("loss", again).tobytes() == panel("loss", once).tobytes()
+    panel("loss", [(20, 1.0), (20, 2.0)])

@@ -50,11 +50,11 @@ def test_same_answers_and_masks(
     assert done.returncode == 0, done.stderr
     version, cache, said, masks = json.loads(done.stdout)
     assert (version, cache) == ("1.23.2", "concat")
+    assert any(masks)
     seg = pixelrt.load(bundle)
     for (image, question), other_said, other_masks in zip(questions, said, masks, strict=True):
         answer = seg.segment(image, question if isinstance(question, str) else pixelrt.Classes(question))
         assert [mask.label for mask in answer.masks] + getattr(answer, "token_ids", []) == other_said
-        assert answer.masks
         for mask, counts in zip(answer.masks, other_masks, strict=True):
             other = pixelrt.rle.decode({"size": list(mask.mask.shape), "counts": counts})
             # The two versions round differently: a pixel whose logit is nearly 0 may change sides.

@@ -34,11 +34,11 @@ def written(value: float) -> str:
 
 
 def panel(name: str, points: list[tuple[float, float]]) -> Image.Image:
-    """points: step, value; those that are no finite number are left out."""
+    """points: step, value; those that are no finite number are left out, of one step the last one counts."""
     image = Image.new("RGB", (WIDTH, HEIGHT), "white")
     draw = ImageDraw.Draw(image)
     small, large = ImageFont.load_default(size=13), ImageFont.load_default(size=16)
-    points = [(x, y) for x, y in points if math.isfinite(y)]
+    points = sorted({x: y for x, y in points if math.isfinite(y)}.items())
     latest = f"   {points[-1][1]:.4g}" if points else "   no figures"
     draw.text((LEFT, 8), name.replace("_", " ") + latest, WORDS, large)
     if len(points) < 2:

@@ -167,7 +167,7 @@ class Run:
                 self.save()
                 saved = time.monotonic()
         if self.rank == 0:
-            if recent:
+            if recent and self.step % 20:
                 self.report(progress, recent)
             self.save()
             self.write()

@@ -190,10 +190,8 @@ def test_the_runtime_answers_as_the_reference(weights: str, net: Psalm, words: P
     checkpoint = tmp_path / "checkpoint"
     if weights == "random":
         save_checkpoint(net, words, checkpoint)
-    elif SHIPPED.exists():
-        shutil.copytree(SHIPPED, checkpoint)
     else:
-        pytest.skip("no shipped checkpoint")
+        shutil.copytree(SHIPPED, checkpoint)
     assert sum(f.stat().st_size for f in checkpoint.iterdir()) < 10e6
     again = read_checkpoint(checkpoint)
     if weights == "random":
@@ -222,7 +220,6 @@ def test_the_runtime_answers_as_the_reference(weights: str, net: Psalm, words: P
             assert min(np.abs(got - mask).max() for mask in masks) < 1e-3
 
 
-@pytest.mark.skipif(not SHIPPED.exists(), reason="no shipped checkpoint")
 def test_the_shipped_checkpoint_answers(tmp_path: Path) -> None:
     segmenter = pixelrt.load(export_bundle(SHIPPED, tmp_path / "bundle"))
     report = Report(psalm_exam.MEASURES, psalm_exam.kinds(FLAT), with_all=False)

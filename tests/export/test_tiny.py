@@ -149,7 +149,6 @@ def test_packed_rows_are_separate_questions(tokenizer: Tokenizer) -> None:
             assert labels[labels >= 0].tolist() == ids[-answer:]
 
 
-@pytest.mark.skipif(not SHIPPED.exists(), reason="no shipped checkpoint")
 def test_the_shipped_checkpoint_answers() -> None:
     assert sum(f.stat().st_size for f in SHIPPED.rglob("*") if f.is_file()) < 10e6
     net, tokenizer = read_checkpoint(SHIPPED)

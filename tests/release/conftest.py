@@ -17,9 +17,9 @@ def root() -> Path:
 
 
 def shipped(name: str) -> Path:
-    if not (CHECKPOINTS / name / "config.json").is_file():
-        pytest.skip(f"checkpoints/{name} is not there")
-    return CHECKPOINTS / name
+    folder = CHECKPOINTS / name
+    assert (folder / "config.json").is_file(), f"{folder} is part of the repository and is not there"
+    return folder
 
 
 def exported(checkpoint: Path, factory: pytest.TempPathFactory) -> Path:

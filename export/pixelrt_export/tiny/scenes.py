@@ -118,8 +118,8 @@ def _thing(rng: np.random.Generator, earlier: list[Thing], x: float, y: float, r
         shape = model.shape if rng.random() < 0.7 else shape
         colour = model.colour if rng.random() < 0.7 else colour
     texture = TEXTURES[rng.choice(3, p=[0.56, 0.22, 0.22])]
-    most = math.pi if shape in ("star", "triangle", "circle") else 0.35  # a square on its tip is a diamond
-    return Thing(shape, colour, texture, x, y, radius, rng.uniform(-most, most))
+    turn = rng.uniform(-0.35, 0.35)  # a square on its tip is a diamond
+    return Thing(shape, colour, texture, x, y, radius, turn)
 
 
 def _pose(rng: np.random.Generator, thing: Thing) -> Pose:

@@ -20,6 +20,8 @@ OWN = {
     "segment": ("pixelrt.cli.segment:segment", "Ask a bundle about a picture: text, masks and an overlay."),
     "track": ("pixelrt.cli.track:track", "Follow marked objects through a video."),
     "inspect": ("pixelrt.cli.inspect:inspect", "Say what is in a bundle."),
+    "pack": ("pixelrt.cli.pack:pack", "Write a bundle to one file, for a machine without a network."),
+    "unpack": ("pixelrt.cli.pack:unpack", "Make a bundle from such a file."),
 }
 # Commands of other packages join through entry points of this group (name -> click command).
 GROUP = "pixelrt.commands"

@@ -22,6 +22,7 @@ OWN = {
     "inspect": ("pixelrt.cli.inspect:inspect", "Say what is in a bundle."),
     "pack": ("pixelrt.cli.pack:pack", "Write a bundle to one file, for a machine without a network."),
     "unpack": ("pixelrt.cli.pack:unpack", "Make a bundle from such a file."),
+    "doctor": ("pixelrt.cli.doctor:doctor", "Say what this machine has, and how to mend what is wrong."),
 }
 # Commands of other packages join through entry points of this group (name -> click command).
 GROUP = "pixelrt.commands"

@@ -18,6 +18,9 @@
 #
 # This release runs on the CPU, also on a Jetson or beside an NVIDIA GPU: no TensorRT engines are built yet.
 #
+# On a Jetson the environment sees the system's packages, JetPack's TensorRT among them; docs/jetson.md goes from a
+# flashed device to masks. What is missing anywhere, and how to mend it: .venv/bin/pixelrt doctor
+#
 # PIXELRT_PYTHON=PROGRAM  the Python to make the environment with, 3.10 to 3.13 (default: python3)
 # PIXELRT_VENV=FOLDER     use this environment as it is; nothing is installed
 set -euo pipefail

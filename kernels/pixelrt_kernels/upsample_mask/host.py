@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,28 +25,38 @@ def upsample_mask(
     original: tuple[int, int],
     level: int | None = None,
     threads: int | None = None,
-) -> tuple[NDArray[np.bool_], Floats, NDArray[np.int32]]:
-    """level: of `library.levels`, the best if None. threads: at most; None for as many as the process may use."""
+    bits: bool = False,
+) -> tuple[NDArray[Any], Floats, NDArray[np.int32]]:
+    """Masks (N, H, W) bool, scores (N,), boxes (N, 4).
+
+    level: of `library.levels`, the best if None. threads: at most; None for as many as the process may use. bits:
+    masks as uint8 (N, H, ceil(W / 8)), as numpy.packbits orders them.
+    """
     check(low_res, square, content, original)
-    masks = np.empty((len(low_res), *original), np.bool_)
-    scores, boxes = _upsampled(library, low_res, (square, content, original), None, masks, level, threads)
+    planes = np.ascontiguousarray(low_res, np.float32)
+    count, (rows, columns) = len(planes), original
+    masks: NDArray[Any] = (
+        np.empty((count, rows, -(-columns // 8)), np.uint8)
+        if bits
+        else np.empty((count, *original), np.bool_)
+    )
+    scores, boxes = np.zeros(count, np.float32), np.zeros((count, 4), np.int32)
+    library.call(
+        "upsample_mask",
+        planes,
+        count,
+        _sizes(planes, square, content, original),
+        library.levels[-1] if level is None else level,
+        threads or library.threads,
+        masks if bits else None,
+        None if bits else masks,
+        scores,
+        boxes,
+    )
     return masks, scores, boxes
 
 
-def upsample_bits(
-    library: HostLibrary,
-    low_res: Floats,
-    square: int,
-    content: tuple[int, int],
-    original: tuple[int, int],
-    level: int | None = None,
-    threads: int | None = None,
-) -> tuple[Bytes, Floats, NDArray[np.int32]]:
-    """The same with masks as bits (N, H, ceil(W / 8)), as numpy.packbits orders them."""
-    check(low_res, square, content, original)
-    bits = np.empty((len(low_res), original[0], -(-original[1] // 8)), np.uint8)
-    scores, boxes = _upsampled(library, low_res, (square, content, original), bits, None, level, threads)
-    return bits, scores, boxes
+upsample_bits = partial(upsample_mask, bits=True)
 
 
 def label_map(
@@ -127,32 +139,6 @@ def resize_rows(
         out,
     )
     return out
-
-
-def _upsampled(
-    library: HostLibrary,
-    low_res: Floats,
-    sizes: tuple[int, tuple[int, int], tuple[int, int]],
-    bits: Bytes | None,
-    masks: NDArray[np.bool_] | None,
-    level: int | None,
-    threads: int | None,
-) -> tuple[Floats, NDArray[np.int32]]:
-    planes = np.ascontiguousarray(low_res, np.float32)
-    scores, boxes = np.zeros(len(planes), np.float32), np.zeros((len(planes), 4), np.int32)
-    library.call(
-        "upsample_mask",
-        planes,
-        len(planes),
-        _sizes(planes, *sizes),
-        library.levels[-1] if level is None else level,
-        threads or library.threads,
-        bits,
-        masks,
-        scores,
-        boxes,
-    )
-    return scores, boxes
 
 
 def _sizes(

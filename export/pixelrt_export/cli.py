@@ -157,7 +157,8 @@ def verify(
     from pixelrt_export.verify.bundle import open_original, verify_bundle
     from pixelrt_export.verify.report import Thresholds
 
-    records, original = read_records(images), open_original(checkpoint, vision_tower)
+    original = open_original(checkpoint, vision_tower)
+    records = read_records(images, original.typed)
     report = verify_bundle(bundle, original, records, Thresholds(min_iou, min_same), CountLine())
     for stage, row in report.stages().items():
         say(

@@ -40,8 +40,8 @@ def export_gated(
     note: Callable[[str], None],
 ) -> tuple[Path, Report]:
     """Export and verify on the calibration pictures. Raises InputError, Refused."""
-    records = read_records(settings.calib)
     original = open_original(checkpoint, vision_tower)
+    records = read_records(settings.calib, original.typed)
     seen: list[Report] = []
 
     def gate(folder: Path) -> Report:

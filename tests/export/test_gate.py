@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from xml.etree import ElementTree
 
 import numpy as np
@@ -49,7 +50,7 @@ class Verifier:
 
 @pytest.fixture
 def stub(monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch]:
-    monkeypatch.setattr(gate, "open_original", lambda checkpoint, vision_tower: None)
+    monkeypatch.setattr(gate, "open_original", lambda checkpoint, vision_tower: SimpleNamespace(typed=False))
     yield monkeypatch
 
 
@@ -197,8 +198,6 @@ def test_a_bundle_of_another_family(golden_psalm_bundle: Path) -> None:
 
 def test_many_pictures_are_compared_in_groups(monkeypatch: pytest.MonkeyPatch, golden_bundle_a: Path) -> None:
     """Questions are numbered through, and each group is judged."""
-    from types import SimpleNamespace
-
     from pixelrt_export.verify import bundle as module
 
     def group(read: Bundle, original: object, progress: object, first: int):

@@ -13,6 +13,7 @@ from PIL import Image
 from pixelrt.bundle import Bundle
 from pixelrt.engine_ort import OrtBackend
 from pixelrt.errors import InputError
+from pixelrt.queries import Classes, Refer, Regions
 from pixelrt.segmenter import open_bundle
 from pixelrt_export.export import export_bundle
 from pixelrt_export.quantize.plan import Settings
@@ -150,6 +151,35 @@ def test_records(pictures: Path, tmp_path: Path) -> None:
     assert len(read_records(None)) == 12
     Image.new("RGB", (4, 4)).save(tmp_path / "a.JPG")
     assert [(r.image.name, r.prompt) for r in read_records(tmp_path)] == [("a.JPG", QUESTION)]
+    assert [r.query for r in read_records(tmp_path, typed=True)] == [Refer(QUESTION)]
+
+
+def test_typed_records(pictures: Path, tmp_path: Path) -> None:
+    """A line may ask in words, in any of the typed ways, or both; prompts are sentences where nothing is typed."""
+    assert [r.query for r in read_records(pictures, typed=True)] == [Refer(text) for text in QUESTIONS]
+    for name in "ab":
+        Image.new("RGB", (4, 4)).save(tmp_path / f"{name}.png")
+    rows: list[dict[str, object]] = [
+        {"image": "a.png", "prompt": "Segment it."},
+        {"image": "b.png", "refer": "the mug", "classes": ["mug", "cup"]},
+        {"image": "b.png", "prompt": "And this.", "points": [[1, 2]], "boxes": [[0, 0, 2, 2]]},
+    ]
+    (tmp_path / "prompts.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    assert [(r.image.name, r.prompt) for r in read_records(tmp_path)] == [
+        ("a.png", "Segment it."),
+        ("b.png", "And this."),
+    ]
+    sentence, classes, regions = (r.query for r in read_records(tmp_path, typed=True))
+    assert sentence == Refer("the mug") and classes == Classes(["mug", "cup"])
+    assert isinstance(regions, Regions) and regions.each() == [("points", ((1, 2),)), ("boxes", (0, 0, 2, 2))]
+    (tmp_path / "prompts.jsonl").write_text(json.dumps(rows[1]))
+    with pytest.raises(InputError, match='holds no "prompt"'):
+        read_records(tmp_path)
+
+
+def test_the_project_s_own_ask_in_every_way() -> None:
+    kinds = [type(r.query) for r in read_records(None, typed=True)]
+    assert {kind: kinds.count(kind) for kind in kinds} == {Refer: 6, Classes: 2, Regions: 4}
 
 
 @pytest.mark.parametrize(
@@ -159,6 +189,10 @@ def test_records(pictures: Path, tmp_path: Path) -> None:
         ('{"image": "a.png", "prompt": "x"}\n{"image": "b.png", "prompt": "x"}', "line 2 names 'b.png'"),
         ('{"image": "a.png"}', "wanted"),
         ('{"image": "a.png", "prompt": "x", "answer": 3}', "wanted"),
+        ('{"image": "a.png", "refer": 3}', "line 1: "),
+        ('{"image": "a.png", "classes": "mug"}', "line 1: a list of class names"),
+        ('{"image": "a.png", "points": []}', "line 1: 0 regions"),
+        ('{"image": "a.png", "boxes": [[1, 1, 1, 1]]}', "line 1: a box"),
         ("\n", "holds no questions"),
     ],
 )

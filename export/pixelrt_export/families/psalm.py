@@ -59,8 +59,10 @@ from typing import Any
 
 import numpy as np
 from pixelrt.errors import InputError
-from pixelrt.families.psalm_prompt import PsalmPrompt
+from pixelrt.families.psalm_prompt import REGION, PsalmPrompt, tail_of
+from pixelrt.families.psalm_regions import region_masks, region_vectors
 from pixelrt.image import ImageSpec, open_image, prepare
+from pixelrt.queries import Regions
 from pixelrt.tokens import TokenTable
 
 from pixelrt_export.checkpoint import Checkpoint
@@ -139,7 +141,7 @@ def write_bundle(checkpoint: Checkpoint, sink: Sink, vision_tower: Path | None) 
         build_encoder(g, tensor, config)
 
     reader = Reader(sink.folder, sink.manifest)
-    sink.quantise(Model(encoder, VISION_OPSET, ENCODER_LAYERS, tensor, config.language, reader))
+    sink.quantise(Model(encoder, VISION_OPSET, ENCODER_LAYERS, tensor, config.language, reader, typed=True))
     sink.graph("encoder", "encoder", VISION_OPSET, encoder)
     for name, cache in (("language", "in_place"), ("language_compat", "concat")):
         sink.graph(
@@ -157,7 +159,7 @@ def write_bundle(checkpoint: Checkpoint, sink: Sink, vision_tower: Path | None) 
 
 
 class Reader:
-    """What the graphs read of a picture and a sentence; see `quantize.plan.Reader`."""
+    """What the graphs read of a picture and a query; see `quantize.plan.Reader`."""
 
     def __init__(self, folder: Path, manifest: Mapping[str, Any]) -> None:
         """folder: of the bundle that is being written; token table and tokenizer are there."""
@@ -170,9 +172,14 @@ class Reader:
         return {"pixels": prepare(open_image(record.image), self._spec).pixels}
 
     def text(self, record: Record, encoded: Mapping[str, np.ndarray]) -> Text:
-        tail = self._prompt.sentence([record.prompt])
-        parts = [self._table(self._prompt.head), encoded["image_tokens"][0], self._table(tail.ids)]
-        states = np.concatenate(parts)
+        assert record.query is not None
+        tail, tokens = tail_of(self._prompt, record.query), encoded["image_tokens"][0]
+        rows = self._table(np.where(tail.ids == REGION, 0, tail.ids))
+        if isinstance(record.query, Regions):
+            image = open_image(record.image)
+            masks, content = region_masks(record.query, image.shape[:2]), prepare(image, self._spec).content
+            rows[tail.ids == REGION] = region_vectors(masks, tokens, content, self._spec.size)
+        states = np.concatenate([self._table(self._prompt.head), tokens, rows])
         return Text(states, np.ones(len(states), np.bool_))
 
 

@@ -57,7 +57,10 @@ class Reader(Protocol):
 
 @dataclass(frozen=True)
 class Model:
-    """What the quantisers need of a family. encoder_layers: how the names of those layers begin that int8 rounds."""
+    """What the quantisers need of a family. encoder_layers: how the names of those layers begin that int8 rounds.
+
+    typed: it is asked typed queries, not words.
+    """
 
     encoder: Callable[[Graph], None]
     encoder_opset: int
@@ -65,6 +68,7 @@ class Model:
     tensor: Tensor
     language: LanguageConfig
     reader: Reader
+    typed: bool = False
 
 
 def plan(
@@ -76,7 +80,7 @@ def plan(
     texts: list[Text] = []
     wanted = precision["language"] == "int4" and settings.calibrated
     if precision["encoder"] == "int8" or wanted:
-        records = read_records(settings.calib)
+        records = read_records(settings.calib, model.typed)
         probe = Probe(model.encoder, model.encoder_opset)
         about["calibration"] = {"pictures": len({r.image for r in records}), "questions": len(records)}
         if precision["encoder"] == "int8":

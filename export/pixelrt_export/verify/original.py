@@ -69,6 +69,7 @@ class Judged:
 
 class Original(Protocol):
     family: str  # as in a manifest
+    typed: bool  # it is asked typed queries (`Record.query`), not words
     checkpoint: Checkpoint
     vision_tower: Path | None
 

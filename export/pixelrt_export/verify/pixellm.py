@@ -29,7 +29,7 @@ SINGLE_STEPS = 4  # tokens of the answer that are read one at a time; the rest f
 
 
 class PixelLMOriginal:
-    family = "pixellm"
+    family, typed = "pixellm", False
 
     def __init__(self, checkpoint: Checkpoint, vision_tower: Path | None) -> None:
         self.checkpoint, self.vision_tower = checkpoint, vision_tower

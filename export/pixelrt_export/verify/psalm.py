@@ -1,16 +1,19 @@
-"""PSALM's original, for `verify`: see `Original`. Questions are sentences. Letters as in `reference.psalm`."""
+"""PSALM's original, for `verify`: see `Original`. Questions are typed queries. Letters as in `reference.psalm`."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from pixelrt.errors import InputError
-from pixelrt.families.psalm_prompt import PsalmPrompt
+from pixelrt.families.psalm_prompt import REGION, PsalmPrompt, Tail, tail_of
+from pixelrt.families.psalm_regions import network_mask, region_masks
 from pixelrt.image import open_image
+from pixelrt.queries import Classes, Regions
 from pixelrt.segmenter import Segmenter
 from torch import Tensor, nn
 
@@ -21,13 +24,17 @@ from pixelrt_export.psalm_tokenizer import read_psalm_tokenizer
 from pixelrt_export.quantize.records import Record
 from pixelrt_export.reference.llama import rotary
 from pixelrt_export.reference.phi import Layer
-from pixelrt_export.reference.preprocess import MEAN, STD, fit, mask_scores, postprocess
+from pixelrt_export.reference.preprocess import MEAN, STD, fit, postprocess
 from pixelrt_export.reference.psalm import Psalm
+from pixelrt_export.reference.psalm_masks import CLASS_SCORE_MIN, best_query, panoptic, region_vectors
+from pixelrt_export.verify.comparison import iou
 from pixelrt_export.verify.original import Arrays, Encoded, Pass, Reading, Said, Steps, wide
+
+HALF = 0.5  # IoU above which two sets of segments that do not overlap have one partner each at most
 
 
 class PsalmOriginal:
-    family = "psalm"
+    family, typed = "psalm", True
 
     def __init__(self, checkpoint: Checkpoint) -> None:
         self.checkpoint, self.vision_tower = checkpoint, None
@@ -102,13 +109,15 @@ class PsalmOriginal:
     # ---- language ---------------------------------------------------------------------------------------
 
     def listen(self, segmenter: Segmenter, record: Record) -> Said:
-        answer = segmenter.segment(segmenter.encode(record.image), record.prompt)
+        assert record.query is not None
+        answer = segmenter.segment(segmenter.encode(record.image), record.query)
         return Said([], [np.asarray(mask.mask) for mask in answer.masks])
 
     def read(self, record: Record, said: Said, image_tokens: np.ndarray) -> Reading:
-        tail = self.prompt.sentence([record.prompt])
+        assert record.query is not None
+        tail = tail_of(self.prompt, record.query)
         head = self._embedded(np.asarray(self.prompt.head))
-        states = np.concatenate([head, image_tokens, self._embedded(tail.ids)])
+        states = np.concatenate([head, image_tokens, self._tail_states(tail, record, image_tokens)])
         start, count = len(head) + len(image_tokens), len(states)
         kind = np.array([CONDITIONS[tail.kind]], np.int64)
         pool = tail.pool(slice(0, len(tail)))
@@ -122,6 +131,18 @@ class PsalmOriginal:
             Pass(slice(0, count), asked[2]),
             (Pass(slice(0, start), asked[0]), Pass(slice(start, count), asked[1])),
         )
+
+    def _tail_states(self, tail: Tail, record: Record, image_tokens: np.ndarray) -> np.ndarray:
+        rows = self._embedded(np.where(tail.ids == REGION, 0, tail.ids))
+        if isinstance(record.query, Regions):
+            image, side = open_image(record.image), self.config.image_size
+            marked = region_masks(record.query, image.shape[:2])
+            fitted = fit(image, side).shape[:2]
+            seen = [torch.from_numpy(network_mask(mask, fitted, "region")) for mask in marked]
+            rows[tail.ids == REGION] = region_vectors(
+                torch.from_numpy(wide(image_tokens)), seen, side
+            ).numpy()
+        return rows
 
     def _embedded(self, ids: np.ndarray) -> np.ndarray:
         """Rows of the token table; behind it lie the mask tokens."""
@@ -187,32 +208,50 @@ class PsalmOriginal:
         return {"mask_logits": last.masks.numpy(), "scores": scores.numpy()}
 
     def masks(self, record: Record, said: Said, decoded: Arrays) -> list[np.ndarray]:
-        return [self._best(record, decoded)[1]]
+        """Segments of a panoptic answer have no order that both sides share: each mask of the bundle gets the one
+        that covers it best, or an empty one; those that are left come last."""
+        drawn = self._drawn(record, decoded)[1]
+        if not isinstance(record.query, Classes):
+            return drawn
+        paired = []
+        for mask in said.masks:
+            best = max(range(len(drawn)), key=lambda k: iou(mask, drawn[k]), default=None)
+            good = best is not None and iou(mask, drawn[best]) > HALF
+            paired.append(drawn.pop(best) if good and best is not None else np.zeros_like(mask))
+        return paired + drawn
 
-    def _best(self, record: Record, decoded: Arrays) -> tuple[int, np.ndarray]:
-        """The query with the highest chance * mean probability inside its mask, and the mask."""
+    @torch.inference_mode()
+    def _drawn(self, record: Record, decoded: Arrays) -> tuple[list[int], list[np.ndarray]]:
+        """What was decided (queries; of a panoptic answer, classes) and the masks."""
         image = open_image(record.image)
         fitted = fit(image, self.config.image_size).shape[:2]
-        chance = torch.from_numpy(np.asarray(decoded["scores"], np.float32))[0, :, 0].sigmoid()
-        best, query, mask = -1.0, -1, np.zeros(image.shape[:2], np.bool_)
-        for q in chance.argsort(descending=True).tolist():
-            if chance[q] < best:
-                break  # a mean probability is 1 at most
-            low = torch.from_numpy(np.asarray(decoded["mask_logits"], np.float32))[0, q][None, None]
-            logits = postprocess(low, (fitted[0], fitted[1]), (image.shape[0], image.shape[1]))
-            score = float(chance[q] * mask_scores(logits)[0])
-            if score > best:
-                best, query, mask = score, q, (logits[0] > 0).numpy()
-        return query, mask
+        low, scores = (
+            torch.from_numpy(np.asarray(decoded[n], np.float32))[0] for n in ("mask_logits", "scores")
+        )
+
+        @cache
+        def enlarged(query: int) -> Tensor:
+            return postprocess(
+                low[query, None, None], (fitted[0], fitted[1]), (image.shape[0], image.shape[1])
+            )[0]
+
+        if not isinstance(record.query, Classes):
+            best = [best_query(scores[:, k], enlarged) for k in range(scores.shape[1])]
+            return best, [(enlarged(query) > 0).numpy() for query in best]
+        sure = (scores.softmax(-1).amax(-1) > CLASS_SCORE_MIN).nonzero()[:, 0].tolist()
+        if not sure:
+            return [], []
+        found, masks = panoptic(torch.stack([enlarged(query) for query in sure]), scores[sure])
+        return sorted(found), list(masks.numpy())
 
     def agrees(
         self, record: Record, said: Said, head: Arrays, decoded: Arrays | None, drawn: Arrays | None
     ) -> bool:
-        """The same mask query fits best."""
+        """The same mask queries fit best; of a panoptic answer, the same classes are found."""
         return (
             decoded is not None
             and drawn is not None
-            and self._best(record, decoded)[0] == self._best(record, drawn)[0]
+            and self._drawn(record, decoded)[0] == self._drawn(record, drawn)[0]
         )
 
 

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from pixelrt.errors import InputError
 from pixelrt.prompt import read_tokenizer
+from pixelrt.queries import Classes, Refer, Regions
 
 IMAGE, MASKS, CONDITIONS = "<image>", "<seg>", "{conditions}"
 REGION = -203  # in ids: a region's vector stands here
@@ -111,3 +112,10 @@ class PsalmPrompt:
 
     def _encode(self, texts: Sequence[str]) -> list[list[int]]:
         return [e.ids for e in self.tokenizer.encode_batch(list(texts), add_special_tokens=False)]
+
+
+def tail_of(prompt: PsalmPrompt, query: Classes | Refer | Regions) -> Tail:
+    """How a query is written."""
+    if isinstance(query, Classes):
+        return prompt.classes([*query.names, prompt.background])
+    return prompt.sentence(query.sentences) if isinstance(query, Refer) else prompt.regions(len(query))

@@ -138,7 +138,8 @@ DRIVER = "/proc/driver/nvidia/version"
         ("debian", [package("numpy", "1.24.4")], "needs numpy>=1.26,<3; 1.24.4 is installed", True),
         ("debian", [package("tokenizers", None)], "needs tokenizers>=0.21,<0.24; it is not installed", True),
         ("debian", [package("torch", "2.14.1")], "pixelrt[export] needs torch", False),
-        ("debian", [package("onnxruntime", "1.32.0")], "pixelrt[cpu] needs onnxruntime", True),
+        ("debian", [package("onnxruntime", "1.32.0")], "pixelrt[cpu] needs onnxruntime", False),
+        ("debian", [package("numpy", "3.0.1")], "needs numpy>=1.26,<3; 3.0.1 is installed", False),
         ("debian", [package("onnxruntime-gpu", "1.31.1")], "overwrite each other", False),
         ("debian", [answer(ORT, -11)], "cannot be imported: it does not answer", True),
         ("debian", [answer(ORT, None)], "cannot be imported: it does not answer", True),
@@ -208,6 +209,7 @@ def test_requirements() -> None:
     assert [numpy.allows(v) for v in ("1.26.4", "1.25.9", "2.4.6+x", "3.0", "3.0.0rc1")] == [
         True, False, True, False, False,
     ]  # fmt: skip
+    assert [numpy.is_too_old(v) for v in ("1.25.9", "1.26", "3.0")] == [True, False, False]
     assert release("2.13.0+cpu") == (2, 13) and release("nonsense") == ()
     assert parse("a==1.0").allows("1.0.0") and not parse("a!=1.0").allows("1")
 

@@ -33,9 +33,8 @@ def pack(bundle: Path, file: Path, engines: bool) -> None:
     sha256 = write(bundle, file, engines=engines, progress=BytesLine())
     say(f"{file}  {file.stat().st_size / 1e6:.1f} MB  {time.perf_counter() - start:.1f} s")
     say(f"manifest sha256 {sha256}")
-    say(
-        f"next: {shlex.join(['pixelrt', 'unpack', file.name, bundle.resolve().name])}   (where it was copied to)"
-    )
+    following = shlex.join(["pixelrt", "unpack", file.name, bundle.resolve().name])
+    say(f"next, where it is copied to: {following}")
 
 
 @click.command()

@@ -48,12 +48,11 @@ def examine(machine: Machine) -> Part:
     lacking = {extra: missing(machine, needs_of(extra, requirements)) for extra in extras}
     complete = [extra for extra in extras if not lacking[extra]]
     always = needs_of("", requirements)
-    problems = [_problem(machine, r, "pixelrt", True) for r in missing(machine, always)]
-    problems += [_problem(machine, r, "pixelrt", True) for r in out_of_range(machine, always)]
+    problems = [_problem(machine, r) for r in [*missing(machine, always), *out_of_range(machine, always)]]
     for extra in complete:
         wrong = out_of_range(machine, needs_of(extra, requirements))
         known = {p.command for p in problems}
-        found = [_problem(machine, r, f"pixelrt[{extra}]", extra == "cpu") for r in wrong]
+        found = [_problem(machine, r) for r in wrong]
         problems += [p for p in found if p.command not in known]
     versions = ", ".join(f"{r.name} {machine.packages.get(r.name, 'missing')}" for r in always)
     says = f"{OWN} {machine.packages.get(OWN, '')}, {versions}; extras: {', '.join(complete) or 'none'}"
@@ -64,7 +63,9 @@ def examine(machine: Machine) -> Part:
     return Part("packages", says, facts, tuple(problems))
 
 
-def _problem(machine: Machine, wanted: Requirement, whose: str, stops: bool) -> Problem:
+def _problem(machine: Machine, wanted: Requirement) -> Problem:
     have = machine.packages.get(wanted.name)
+    whose = f"{OWN}[{wanted.extra}]" if wanted.extra else OWN
     what = f"{whose} needs {wanted}; " + (f"{have} is installed." if have else "it is not installed.")
+    stops = not wanted.extra and (have is None or wanted.is_too_old(have))
     return Problem(what, "Install one that fits.", f"pip install '{wanted}'", stops)

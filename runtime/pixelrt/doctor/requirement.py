@@ -48,6 +48,12 @@ class Requirement:
         found = release(version)
         return all(_COMPARE[how](found, release(bound)) for how, bound in _BOUND.findall(self.range))
 
+    def is_too_old(self, version: str) -> bool:
+        """Below the range; above it a package mostly works, untried."""
+        return any(
+            release(version) < release(bound) for how, bound in _BOUND.findall(self.range) if how == ">="
+        )
+
     def __str__(self) -> str:
         return self.name + self.range
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -189,6 +190,29 @@ def test_commands(tmp_path: Path) -> None:
     )
     done = run(cli.verify, [*check, "--min-iou", "1"])
     assert done.exit_code == 1 and "failed: too far from the original" in done.output
+
+
+def test_psalm_is_asked_in_its_own_ways(tmp_path: Path) -> None:
+    """The shipped PSALM in four bits is blessed on a sentence, classes, points and boxes."""
+    pictures = tmp_path / "pictures"
+    pictures.mkdir()
+    lines = (ROOT / "calib_data" / "prompts.jsonl").read_text().splitlines()
+    chosen = [json.loads(lines[i]) for i in (0, 1, 3, 5)]
+    for row in chosen:
+        shutil.copy(ROOT / "calib_data" / row["image"], pictures)
+    (pictures / "prompts.jsonl").write_text("\n".join(map(json.dumps, chosen)))
+    arguments = [
+        str(ROOT / "checkpoints" / "psalm-tiny"),
+        str(tmp_path / "b"),
+        "--precision",
+        "int4",
+        "--calib",
+        str(pictures),
+    ]
+    done = CliRunner().invoke(cli.export, arguments)
+    assert done.exit_code == 0 and "verified: 100.0% of 4 questions" in done.output, done.output
+    masks = re.search(r"of (\d+) masks", done.output)
+    assert masks is not None and int(masks[1]) > 10  # one a sentence, but one for each segment, point and box
 
 
 def test_a_bundle_of_another_family(golden_psalm_bundle: Path) -> None:

@@ -65,6 +65,10 @@ def test_orin(tmp_path: Path) -> None:
     assert not any(p.stops for p in problems(parts))
 
 
+def test_tensorrt_without_a_distribution(tmp_path: Path) -> None:
+    assert "TensorRT 10.3.0" in examined("orin", tmp_path, package("tensorrt", None))["tensorrt"].says
+
+
 def test_thor(tmp_path: Path) -> None:
     parts = examined("thor", tmp_path)
     assert parts["jetson"].says.endswith("L4T 38.4.0 (JetPack 7.1), power mode MAXN")
@@ -150,8 +154,8 @@ DRIVER = "/proc/driver/nvidia/version"
         ("debian", [value("library", "cannot be used (x)")], "host library cannot be used (x)", False),
         ("orin", [file("/etc/nv_tegra_release", OLD_L4T)], "L4T 35.4.1 is older than JetPack 6", False),
         ("orin", [without("files", "/var/lib/dpkg/status")], "JetPack's TensorRT is not installed", False),
-        ("orin", [package("tensorrt", None)], "does not see JetPack's TensorRT 10.3.0.30", False),
-        ("orin", [package("tensorrt", None), value("python", [3, 12, 1])], "system's Python 3.10", False),
+        ("orin", [package("tensorrt", None), answer(TRT, 1)], "does not see JetPack's TensorRT 10.3.0.30", False),
+        ("orin", [answer(TRT, 0), value("python", [3, 12, 1])], "system's Python 3.10", False),
         ("orin", [answer(TRT, 0, "10.9.0.34\n")], "of pip hides JetPack's 10.3.0.30", False),
         ("orin", [without("files", STATUS), file(CONF, MODES)], "MODE_50W holds the clocks", False),
         ("server", [answer(SMI, 18, "Failed to initialize NVML: Driver/library version mismatch")],

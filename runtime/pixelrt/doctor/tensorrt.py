@@ -13,7 +13,7 @@ from pixelrt.doctor.machine import PYTHON, Machine
 from pixelrt.doctor.part import Part, Problem
 from pixelrt.doctor.requirement import release
 
-# Import name -> what it is. Only those are imported that a distribution of their name is there for.
+# Import name -> what it is.
 FLAVOURS = {
     "tensorrt": "TensorRT",
     "tensorrt_rtx": "TensorRT-RTX",
@@ -51,17 +51,20 @@ def read_system(machine: Machine) -> str | None:
 
 
 def read_flavours(machine: Machine) -> list[Flavour]:
+    """Those of this Python. The system's may be there without a distribution that says so."""
     found = []
     for module, name in FLAVOURS.items():
         distribution = module.replace("_", "-")
-        if not any(
+        listed = any(
             known == distribution or known.startswith(f"{distribution}-cu") for known in machine.packages
-        ):
+        )
+        if not listed and (module != "tensorrt" or read_system(machine) is None):
             continue
         ran = machine.run((PYTHON, "-c", f"import {module}; print({module}.__version__)"))
-        if ran is not None and ran.code == 0:
-            found.append(Flavour(name, ran.out.strip().splitlines()[-1]))
-        else:
+        printed = ran.out.split() if ran is not None and ran.code == 0 else []
+        if printed:
+            found.append(Flavour(name, printed[-1]))
+        elif listed:
             lines = ran.err.strip().splitlines() if ran else []
             found.append(Flavour(name, None, lines[-1] if lines else "it does not answer"))
     return found

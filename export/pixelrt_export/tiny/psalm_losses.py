@@ -115,8 +115,8 @@ def set_loss(
     """
     masks, classes = [], []
     for prediction in predictions:
-        scores = net.predictor.scores(prediction.states, conditions, rows.kind)
-        n, q, t = match(prediction.masks.detach(), scores.detach(), cells, rows)
+        scores = net.predictor.scores(prediction.states, conditions, rows.kind).float()
+        n, q, t = match(prediction.masks.detach().float(), scores.detach(), cells, rows)
         answered = torch.zeros_like(scores)
         answered[n, q] = rows.wanted[n, t]
         classes.append(condition_loss(scores, answered, rows))
@@ -165,7 +165,7 @@ def guided_loss(
     )[there]
     loss = features.new_zeros(())
     for prediction in predictions:
-        scores = net.predictor.scores(prediction.states, conditions[listed], rows.kind[listed])
+        scores = net.predictor.scores(prediction.states, conditions[listed], rows.kind[listed]).float()
         scores = scores.masked_fill(~valid[:, None], -1e4)
         loss = (
             loss + mask_loss(prediction.masks[there], truth) + CLASS * F.cross_entropy(scores[there], choice)

@@ -129,7 +129,7 @@ class Packer:
         embeds = F.embedding(rows.ids, table)
         at, weights = rows.region_at, rows.region_weights
         vectors = (weights[:, None] @ tokens[rows.region_of])[:, 0]
-        embeds = embeds.index_put((at[:, 0], at[:, 1]), vectors)
+        embeds = embeds.index_put((at[:, 0], at[:, 1]), vectors.to(embeds.dtype))
         head = table[torch.tensor(self.prompts.head)].expand(len(embeds), -1, -1)
         before = torch.arange(self.prefix).expand(len(embeds), -1)
         states = net.hidden(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 from collections.abc import Iterator
 from pathlib import Path
@@ -72,5 +73,7 @@ def read_prompts(folder: Path, queries: int) -> PsalmPrompt:
     """The runtime's own prompts for a checkpoint's tokenizer; mask tokens are the ids after its vocabulary."""
     tokenizer = read_psalm_tokenizer(folder, 1 << 20)
     file = folder / "tokenizer.json"
-    file.write_text(tokenizer.tokenizer.to_str(pretty=False), encoding="utf-8")
+    beside = folder / f"tokenizer.{os.getpid()}.new"  # the processes of a run all do this, perhaps at once
+    beside.write_text(tokenizer.tokenizer.to_str(pretty=False), encoding="utf-8")
+    os.replace(beside, file)
     return PsalmPrompt(file, PROMPT, {"mask_tokens": {"first": tokenizer.size, "count": queries}})

@@ -58,6 +58,7 @@ class Settings:
     processes: int = 2
     threads: int = 1
     device: str = "cpu"
+    dtype: str = "float32"  # or "bfloat16", as in train.py
     port: int = 29512  # where the processes meet, on this machine
 
 

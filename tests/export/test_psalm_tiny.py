@@ -24,7 +24,7 @@ from pixelrt_export.reference.psalm import Psalm  # noqa: E402
 from pixelrt_export.tiny import psalm_exam  # noqa: E402
 from pixelrt_export.tiny import psalm_prompts as prompts  # noqa: E402
 from pixelrt_export.tiny.evaluate import SEED_BASE  # noqa: E402
-from pixelrt_export.tiny.looks import FLAT, SHADED  # noqa: E402
+from pixelrt_export.tiny.looks import SHADED  # noqa: E402
 from pixelrt_export.tiny.psalm_checkpoint import (  # noqa: E402
     QUERIES,
     SIDE,
@@ -198,7 +198,7 @@ def test_the_runtime_answers_as_the_reference(weights: str, net: Psalm, words: P
         assert all((a == b).all() for a, b in zip(net.parameters(), again.parameters(), strict=True))
     segmenter = pixelrt.load(export_bundle(checkpoint, tmp_path / "bundle"))
     packer = Packer(read_prompts(checkpoint, QUERIES), net.config.image_tokens, net.config.image_size)
-    drawn = scene(900_000_003, SIDE)
+    drawn = scene(900_000_003, SIDE, look=SHADED)
     frame = segmenter.encode(drawn.image)
     spec = ImageSpec.from_dict(segmenter.bundle.manifest["image"])
     region = np.zeros(drawn.labels.shape, bool)
@@ -222,9 +222,9 @@ def test_the_runtime_answers_as_the_reference(weights: str, net: Psalm, words: P
 
 def test_the_shipped_checkpoint_answers(tmp_path: Path) -> None:
     segmenter = pixelrt.load(export_bundle(SHIPPED, tmp_path / "bundle"))
-    report = Report(psalm_exam.MEASURES, psalm_exam.kinds(FLAT), with_all=False)
+    report = Report(psalm_exam.MEASURES, psalm_exam.kinds(SHADED), with_all=False)
     for k in range(10):
-        for record in psalm_exam.examine(segmenter, FLAT, "held-out seeds", SEED_BASE + k, SIDE):
+        for record in psalm_exam.examine(segmenter, SHADED, "held-out seeds", SEED_BASE + k, SIDE):
             report.add(record)
     rows = report.tables()["held-out seeds"]
     # loose: the model card has the figures of 500 scenes

@@ -139,7 +139,7 @@ def main() -> int:
     parser.add_argument("--json", type=Path, help="write the tables here")
     parser.add_argument("--markdown", type=Path, help="write the tables here, as a model card has them")
     parser.add_argument(
-        "--failures", type=Path, help="write failures.png, the worst answers, into this folder"
+        "--failures", type=Path, help="write failures.jpg, the worst answers, into this folder"
     )
     parser.add_argument("--long-side", type=int, help="of the scenes, in pixels (default: as trained)")
     parser.add_argument("--seed-base", type=int, default=SEED_BASE)

@@ -31,13 +31,13 @@ class Failures:
             self.kept[record.kind] = sorted(worst.values(), key=lambda r: r.goodness)[:A_KIND]
 
     def write(self, folder: Path) -> Path | None:
-        """FOLDER/failures.png; None where there are none."""
+        """FOLDER/failures.jpg; None where there are none."""
         records = [record for kind in self.kept.values() for record in kind]
         if not records:
             return None
         folder.mkdir(parents=True, exist_ok=True)
-        sheet(records).save(folder / "failures.png", optimize=True)
-        return folder / "failures.png"
+        sheet(records).save(folder / "failures.jpg", quality=75)
+        return folder / "failures.jpg"
 
 
 def sheet(records: list[Record]) -> Image.Image:

@@ -24,13 +24,13 @@ from typing import Any
 
 import numpy as np
 import pixelrt
+from pixelrt.evaluation.measures import iou
 from pixelrt.queries import Classes, Refer
 from pixelrt_export.checkpoint import Checkpoint
 from pixelrt_export.export import export_bundle
 from pixelrt_export.quantize.plan import Settings
 from pixelrt_export.tiny.evaluate import LONG_SIDES, SEED_BASE
 from pixelrt_export.tiny.looks import SHADED
-from pixelrt_export.tiny.measures import iou
 from pixelrt_export.tiny.pixellm_exam import questions_about
 from pixelrt_export.tiny.psalm_prompts import NAMES, sentence
 from pixelrt_export.tiny.scenes import scene

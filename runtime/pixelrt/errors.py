@@ -20,6 +20,8 @@ EXTRA_OF_MODULE = {
     "bitsandbytes": "nf4",
     "skimage": "train",
     "av": "video",
+    "pycocotools": "eval",
+    "scipy": "eval",
 }
 
 

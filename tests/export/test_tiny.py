@@ -16,12 +16,12 @@ torch = pytest.importorskip("torch", reason="needs the train extra")
 pytest.importorskip("sentencepiece", reason="needs the train extra")
 pytest.importorskip("skimage", reason="needs the train extra")
 
+from pixelrt.evaluation.measures import iou  # noqa: E402
 from pixelrt_export.reference.generate import Reference  # noqa: E402
 from pixelrt_export.tiny import evaluate  # noqa: E402
 from pixelrt_export.tiny.checkpoint import new_model, read_checkpoint, vocab_size  # noqa: E402
 from pixelrt_export.tiny.looks import FLAT, SHADED  # noqa: E402
 from pixelrt_export.tiny.losses import answer_hidden  # noqa: E402
-from pixelrt_export.tiny.measures import iou  # noqa: E402
 from pixelrt_export.tiny.pixellm_exam import MEASURES, reference_answerer  # noqa: E402
 from pixelrt_export.tiny.questions import caption, question  # noqa: E402
 from pixelrt_export.tiny.relations import relations  # noqa: E402

@@ -27,6 +27,8 @@ RUNTIME_ONLY_IN = {
     "pycuda": ("cuda.py",),
     "click": ("cli",),
     "av": ("frames.py",),
+    "pycocotools": ("evaluation/coco_api.py",),
+    "scipy": ("evaluation/matching.py",),
 }
 RUNTIME_EVERYWHERE = {"numpy", "PIL", "tokenizers"}
 NEVER_BELOW_EXPORT = {"torch", "transformers", "onnx", "optimum", "safetensors", "sentencepiece", "ml_dtypes"}

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from pixelrt.evaluation.measures import iou, union_of
 
 from pixelrt_export.tiny.looks import FLAT, Look
-from pixelrt_export.tiny.measures import iou, union_of
 from pixelrt_export.tiny.questions import Question, question
 from pixelrt_export.tiny.records import Record, paired_ious
 from pixelrt_export.tiny.scenes import scene

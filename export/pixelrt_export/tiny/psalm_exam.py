@@ -13,11 +13,11 @@ from collections.abc import Iterator
 
 import numpy as np
 import pixelrt
+from pixelrt.evaluation.measures import contour_accuracy, counts, iou, union_of
 from pixelrt.queries import Classes, Refer, Regions
 
 from pixelrt_export.tiny.clips import clip
 from pixelrt_export.tiny.looks import Look
-from pixelrt_export.tiny.measures import contour_accuracy, counts, iou, union_of
 from pixelrt_export.tiny.psalm_prompts import NAMES, mark, sentence
 from pixelrt_export.tiny.records import Record
 from pixelrt_export.tiny.scenes import scene
@@ -40,7 +40,13 @@ def panoptic(
     answer = segmenter.segment(frame, Classes(NAMES))
     truth = {t.label: (NAMES.index(t.name), drawn.mask(t)) for t in drawn.things}
     found = [(s.category, answer.label_map == s.id) for s in answer.segments]
-    table = counts(truth, found, len(NAMES))
+    table = counts(
+        drawn.labels,
+        {label: number for label, (number, _) in truth.items()},
+        answer.label_map,
+        {s.id: s.category for s in answer.segments},
+        len(NAMES),
+    )
     right, wrong = table[:, 1].sum(), table[:, 2:].sum()
     return Record(
         group,

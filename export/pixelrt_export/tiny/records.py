@@ -6,8 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-
-from pixelrt_export.tiny.measures import Counts, iou, union_of
+from pixelrt.evaluation.measures import Counts, iou, overlap, union_of
 
 
 @dataclass(frozen=True)
@@ -35,7 +34,7 @@ class Record:
         """Pixels in both unions of masks, and in either."""
         size = self.image.shape[:2]
         want, got = union_of(self.wanted, size), union_of(self.got, size)
-        return int((want & got).sum()), int((want | got).sum())
+        return overlap(want, got)
 
 
 def paired_ious(wanted: Sequence[np.ndarray], got: Sequence[np.ndarray]) -> list[float]:

@@ -9,8 +9,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
+from pixelrt.evaluation.measures import quality
 
-from pixelrt_export.tiny.measures import mean_and_error, quality
+from pixelrt_export.tiny.measures import mean_and_error
 from pixelrt_export.tiny.records import Record
 
 BOOTSTRAPS = 400

@@ -139,9 +139,16 @@ class Psalm:
     def _sizes(self, frame: Frame) -> post.Sizes:
         return post.Sizes(self.image_spec.size, frame.content, _size(frame))
 
+    def decoded(self, frame: Frame, query: Classes) -> tuple[Array, Array, post.Sizes]:
+        """Mask logits (Q, h, w) and class scores (Q, C + 1), for more than one rule of psalm_masks."""
+        logits, scores, _ = self._decode(self._frame(frame), self._tail(query))
+        return logits, scores, self._sizes(frame)
+
+    def _tail(self, query: Classes) -> Tail:
+        return self.prompt.classes([*query.names, self.prompt.background])
+
     def _classes(self, frame: Frame, query: Classes) -> Panoptic | Instances | Semantic:
-        tail = self.prompt.classes([*query.names, self.prompt.background])
-        logits, scores, timing = self._decode(frame, tail)
+        logits, scores, timing = self._decode(frame, self._tail(query))
         rules: dict[str, Callable[..., Panoptic | Instances | Semantic]] = {
             "panoptic": post.panoptic,
             "instance": post.instances,

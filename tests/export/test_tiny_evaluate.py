@@ -20,8 +20,9 @@ pytest.importorskip("skimage", reason="needs the train extra")
 
 from PIL import Image
 from pixelrt.errors import InputError
+from pixelrt.evaluation import measures
 from pixelrt.queries import Classes, Refer, Regions
-from pixelrt_export.tiny import evaluate, measures, pixellm_exam, psalm_exam
+from pixelrt_export.tiny import evaluate, pixellm_exam, psalm_exam
 from pixelrt_export.tiny.clips import clip
 from pixelrt_export.tiny.failures import Failures
 from pixelrt_export.tiny.looks import FLAT, SHADED
@@ -87,10 +88,22 @@ def pq_by_the_text(pictures: list, classes: int) -> tuple[float, float, float]:
     return tuple(float(np.mean(v)) for v in zip(*values, strict=True))
 
 
+def counts(truth: dict, found: list, classes: int) -> np.ndarray:
+    """`measures.counts` of masks: label -> class and mask, and a list of the same, disjoint."""
+    size = (found[0][1] if found else next(iter(truth.values()))[1]).shape
+    label_map, drawn = np.zeros((2, *size), np.int32)
+    for label, (_, mask) in truth.items():
+        label_map[mask] = label
+    for k, (_, mask) in enumerate(found, start=1):
+        drawn[mask] = k
+    kinds = {k: kind for k, (kind, _) in enumerate(found, start=1)}
+    return measures.counts(label_map, {k: kind for k, (kind, _) in truth.items()}, drawn, kinds, classes)
+
+
 @pytest.mark.parametrize("seed", range(3))
 def test_panoptic_quality_is_that_of_the_text(seed: int) -> None:
     pictures = panoptic_scenes(seed, classes=4, pictures=6)
-    table = sum(measures.counts(truth, found, 4) for truth, found in pictures)
+    table = sum(counts(truth, found, 4) for truth, found in pictures)
     got = measures.quality(table)
     np.testing.assert_allclose(got, pq_by_the_text(pictures, 4), atol=1e-12)
     assert 0.2 < got[0] < 0.95
@@ -278,12 +291,12 @@ def test_panoptic_quality_by_hand() -> None:
     masks = np.zeros((3, 10, 10), bool)
     masks[0, :4], masks[1, 4:8, :5], masks[2, 8:] = True, True, True
     truth = {1: (0, masks[0]), 2: (1, masks[1]), 3: (1, masks[2])}
-    table = measures.counts(truth, [(0, masks[0]), (1, masks[1]), (1, masks[2])], len(NAMES))
+    table = counts(truth, [(0, masks[0]), (1, masks[1]), (1, masks[2])], len(NAMES))
     assert measures.quality(table) == (1, 1, 1)
     half = masks[0].copy()
     half[3] = False  # IoU 0.75; the second has another's class, the third is missed
-    table = measures.counts(truth, [(0, half), (2, masks[1])], len(NAMES))
+    table = counts(truth, [(0, half), (2, masks[1])], len(NAMES))
     np.testing.assert_allclose(table[:3], [[0.75, 1, 0, 0], [0, 0, 0, 2], [0, 0, 1, 0]])
     np.testing.assert_allclose(measures.quality(table), (0.25, 0.25, 1 / 3))
-    twice = measures.counts({1: (0, masks[0])}, [(0, half), (0, masks[0] & ~half)], len(NAMES))
+    twice = counts({1: (0, masks[0])}, [(0, half), (0, masks[0] & ~half)], len(NAMES))
     np.testing.assert_allclose(twice[0], [0.75, 1, 1, 0])

@@ -47,13 +47,11 @@ class Journal:
     def _read(self) -> None:
         data = self.path.read_bytes()
         whole = data[: data.rfind(b"\n") + 1]
-        os.ftruncate(self._file, len(whole))
-        lines = whole.splitlines()
-        if not lines:
-            self._write(self._about)
-            return
+        first = _line(self._about)
         try:
-            about, *entries = (json.loads(line) for line in lines)
+            if not whole and not first.startswith(data):
+                raise ValueError("not the beginning of ours")
+            about, *entries = [json.loads(line) for line in whole.splitlines()] or [self._about]
             self.records = {entry["item"]: entry["record"] for entry in entries}
         except (ValueError, KeyError, TypeError):
             raise InputError(f"{self.path} is not a journal of pixelrt eval. Give another --out.") from None
@@ -67,9 +65,12 @@ class Journal:
                 f"{self.path} was made with another {(names or ['version'])[0]}. "
                 "Delete it, or give another --out."
             )
+        os.ftruncate(self._file, len(whole))
+        if not whole:
+            self._write(self._about)
 
     def _write(self, entry: Any) -> None:
-        line = json.dumps(entry, ensure_ascii=False, allow_nan=False).encode("utf-8", "replace") + b"\n"
+        line = _line(entry)
         if os.write(self._file, line) < len(line):
             raise OSError(f"the disk is full: {self.path}")
         os.fsync(self._file)
@@ -81,3 +82,7 @@ class Journal:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         os.close(self._file)
+
+
+def _line(entry: Any) -> bytes:
+    return json.dumps(entry, ensure_ascii=False, allow_nan=False).encode("utf-8", "replace") + b"\n"

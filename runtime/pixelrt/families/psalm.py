@@ -141,7 +141,7 @@ class Psalm:
 
     def decoded(self, frame: Frame, query: Classes) -> tuple[Array, Array, post.Sizes]:
         """Mask logits (Q, h, w) and class scores (Q, C + 1), for more than one rule of psalm_masks."""
-        logits, scores, _ = self._decode(self._frame(frame), self._tail(query))
+        logits, scores, _ = self._decode(frame, self._tail(query))
         return logits, scores, self._sizes(frame)
 
     def _tail(self, query: Classes) -> Tail:

@@ -105,7 +105,7 @@ def write_refcoco(
             )
             sentences = [
                 {"sent": text, "raw": text, "sent_id": 2 * number + k, "tokens": text.split()}
-                for k, text in enumerate((f"the {called}", called))
+                for k, text in enumerate((f"The {called}", called))
             ]
             refs.append(
                 {"ref_id": number, "ann_id": number, "image_id": n, "file_name": f"COCO_train2014_{n:012}_{number}.jpg",

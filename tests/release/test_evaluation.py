@@ -23,6 +23,7 @@ pytest.importorskip("scipy", reason="needs the eval extra")
 pytest.importorskip("skimage", reason="needs the train extra")
 
 from pixelrt_export.tiny.clips import clip
+from pixelrt_export.tiny.looks import FLAT, SHADED, Look
 from pixelrt_export.tiny.scenes import scene
 
 from tests.evaluation import miniature as mini
@@ -32,8 +33,9 @@ COUNT = 2  # pictures
 FEW = 3  # references
 
 
-def pictures(long_side: int) -> list[mini.Picture]:
-    drawn = [scene(seed, long_side) for seed in range(900_000_000, 900_000_000 + COUNT)]
+def pictures(long_side: int, look: Look) -> list[mini.Picture]:
+    seeds = range(900_000_000, 900_000_000 + COUNT)
+    drawn = [scene(seed, long_side, look.groups()["held-out seeds"], look) for seed in seeds]
     return [mini.Picture(s.image, s.labels, {t.label: t.name for t in s.things}) for s in drawn]
 
 
@@ -70,13 +72,13 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def refcoco(root: Path) -> Path:
-    return mini.write_refcoco(root / "refer", pictures(140), "refcoco")
+    return mini.write_refcoco(root / "refer", pictures(140, FLAT), "refcoco")
 
 
 @pytest.fixture(scope="module")
 def muse(root: Path) -> Path:
     """One thing, then two, of each picture."""
-    drawn, asked = pictures(140), []
+    drawn, asked = pictures(140, FLAT), []
     for picture in drawn:
         labels = sorted(picture.names)[:2]
         one, two = (picture.names[k] for k in labels)
@@ -86,7 +88,7 @@ def muse(root: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def coco(root: Path, class_names: list[str]) -> Path:
-    return mini.write_coco(root / "coco", pictures(160), class_names)
+    return mini.write_coco(root / "coco", pictures(160, SHADED), class_names)
 
 
 @pytest.fixture(scope="module")

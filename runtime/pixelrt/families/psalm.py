@@ -32,6 +32,7 @@ ANSWERS = {
     "Regions": "points=[(120, 80)]",
     "Track": "picture, Regions",
 }
+IMAGE = -200  # in ids: the picture stands here
 # Rows in one pass of the language model: attention takes memory of rows x positions in every head.
 ROWS_MAX = 2048
 # This family's part of a manifest; see pixelrt.manifest.
@@ -67,6 +68,7 @@ class Psalm:
         tokens, table = manifest["tokens"], manifest["embeddings"]
         self.image_spec = ImageSpec.from_dict(manifest["image"])
         self.max_positions: int = manifest["language"]["max_positions"]
+        self.image_tokens: int = tokens["image_tokens"]
         self.condition_kinds: dict[str, int] = manifest["conditions"]
         self.prompt = PsalmPrompt(bundle.file(tokens["tokenizer"]), manifest["prompt"], tokens)
         self.table = TokenTable(bundle.file(table["file"]), table["dtype"], table["shape"])
@@ -89,6 +91,27 @@ class Psalm:
         context = Context(self._language, 0)
         return Frame(rgb, prepared.content, tokens, visible, features, self.bundle.sha256, timing, context)
 
+    def check(
+        self,
+        prompt: Query | str,
+        image: Any = None,
+        max_new_tokens: int = 512,
+        seg_runs: str = "complete",
+    ) -> list[int]:
+        """See `pixelrt.segmenter.Segmenter`. An open file is left unread, so it tells nothing of places."""
+        query = _query(prompt)
+        if isinstance(query, Classes):
+            tail = self.prompt.classes([*query.names, self.prompt.background])
+        elif isinstance(query, Refer):
+            tail = self.prompt.sentence(query.sentences)
+        else:
+            tail = self.prompt.regions(len(query if isinstance(query, Regions) else query.regions))
+        self._room(len(tail))
+        if isinstance(query, Regions) and image is not None and not hasattr(image, "read"):
+            picture = image.image if isinstance(image, Frame) else open_image(image)
+            region_masks(query, (picture.shape[0], picture.shape[1]))
+        return [*self.prompt.head, IMAGE, *(int(token) for token in tail.ids)]
+
     def segment(
         self,
         frame: Frame | Any,
@@ -97,9 +120,11 @@ class Psalm:
         seg_runs: str = "complete",
     ) -> Result:
         """Answer a query; a text is `Refer(text)`. The two options are for families that write words."""
-        query = Refer(prompt) if isinstance(prompt, str) else prompt
-        if not isinstance(query, Query):
-            raise refuse(query, "psalm", ANSWERS)
+        query = _query(prompt)
+        if not isinstance(
+            frame, Frame
+        ):  # of a frame all is checked on the way; encoding a picture takes long
+            self.check(query, frame)
         frame = self._frame(frame)
         if isinstance(query, Classes):
             return self._classes(frame, query)
@@ -184,12 +209,7 @@ class Psalm:
             raise ValueError("the frame was encoded by another family")
         head = self.prompt.head
         start = len(head) + len(frame.tokens)
-        end = start + len(tail)
-        if end > self.max_positions:
-            raise InputError(
-                f"The prompt takes {end:,} positions; this model has {self.max_positions:,}. "
-                "Name fewer classes or regions, or say it in fewer words."
-            )
+        end = self._room(len(tail))
         rows = self.table(np.where(tail.ids == REGION, 0, tail.ids))
         if vectors is not None:
             rows[tail.ids == REGION] = vectors
@@ -211,6 +231,16 @@ class Psalm:
                 parts.append(read[name])
             before = rows[:0]
         return {name: np.concatenate(parts, axis=1) for name, parts in found.items()}
+
+    def _room(self, tail: int) -> int:
+        """Positions of a prompt whose tail has `tail`. Raises InputError where the model has fewer."""
+        end = len(self.prompt.head) + self.image_tokens + tail
+        if end > self.max_positions:
+            raise InputError(
+                f"The prompt takes {end:,} positions; this model has {self.max_positions:,}. "
+                "Name fewer classes or regions, or say it in fewer words."
+            )
+        return end
 
     def _track(self, frame: Frame, vectors: Array, labels: list[str]) -> Tracked:
         logits, scores, timing = self._decode(frame, self.prompt.regions(len(vectors)), vectors)
@@ -238,6 +268,13 @@ class Psalm:
             return region_vectors(masks, frame.tokens, frame.content, self.image_spec.size)
         except InputError:  # a mask too small for the network's input
             return before
+
+
+def _query(prompt: Query | str) -> Query:
+    query = Refer(prompt) if isinstance(prompt, str) else prompt
+    if not isinstance(query, Query):
+        raise refuse(query, "psalm", ANSWERS)
+    return query
 
 
 def _size(frame: Frame) -> tuple[int, int]:

@@ -170,7 +170,7 @@ def steps(calls: Mapping[str, Sequence[Call]], token_ids: Sequence[int]) -> list
 
 @dataclass(frozen=True)
 class Recording:
-    """A recording that was read; see docs/recording.md for `about`."""
+    """A recording that was read; docs/precision.md describes `about`."""
 
     about: dict[str, Any]
     picture: Rgb

@@ -96,10 +96,13 @@ class Notes:
 
 
 class Noted:
-    """An engine that takes notes."""
+    """An engine that takes notes. Whatever else the engine has, it has."""
 
     def __init__(self, graph: str, engine: Engine, notes: Notes) -> None:
         self.graph, self.engine, self.notes, self.file = graph, engine, notes, engine.file
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.engine, name)
 
     def __call__(
         self, inputs: Mapping[str, Array], into: Mapping[str, Array] | None = None

@@ -137,8 +137,8 @@ def _array(data: bytes) -> Array:
         raise ValueError(f"a tensor of type {dtype.name}")
     if math.prod(shape) * dtype.itemsize != len(data) - stream.tell():
         raise ValueError(f"a tensor of {len(data) - stream.tell():,} bytes where {shape} was announced")
-    array: Array = np.frombuffer(data, dtype, offset=stream.tell()).reshape(shape)
-    return array.copy()  # that may be written to
+    array: Array = np.frombuffer(data, dtype, offset=stream.tell()).reshape(shape).copy()  # may be written to
+    return array
 
 
 def _is_recording(file: Path) -> bool:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import ClassVar
 
 import numpy as np
 from pixelrt.bundle import Bundle, GraphFile
@@ -111,14 +112,14 @@ def _pixel_decoder(bundle: Bundle, recording: Recording, found: Findings) -> Non
 
 
 def reading_of(recording: Recording) -> Reading:
-    """The recorded calls of the language graph; `whole` is not known."""
+    """The recorded calls of the language graph; `whole` is not known: the first of them stands there."""
     calls = recording.calls["language"]
     states = np.concatenate([call.inputs["inputs_embeds"][0] for call in calls])
-    visible, steps = np.ones(len(states), np.bool_), []
+    visible, steps, start = np.ones(len(states), np.bool_), [], 0
     for call in calls:
-        mask = call.inputs["attn_mask"]
-        rows = slice(mask.shape[-1] - mask.shape[-2], mask.shape[-1])
-        visible[rows] = mask[0, 0, -1, rows]
+        # A backend may look at more than there is, all of it masked.
+        rows = slice(start, start + call.inputs["inputs_embeds"].shape[1])
+        visible[rows], start = call.inputs["attn_mask"][0, 0, -1, rows], rows.stop
         asked = {name: value for name, value in call.inputs.items() if name not in PLACES}
         steps.append(Pass(rows, asked))
     return Reading(states, visible, steps[0], tuple(steps))
@@ -134,15 +135,14 @@ def language_outputs(recording: Recording) -> dict[str, Array]:
 
 
 class OtherCalls(Exception):
-    """The runtime calls a graph once more than it was called."""
+    """The runtime asks a graph for what was not asked of it."""
 
 
 class Told:
     """A graph that gives what was recorded, and compares what it is given with what it was given."""
 
     def __init__(self, graph: str, file: GraphFile, calls: Sequence[Call], found: Findings) -> None:
-        self.file = replace(file, cache=None, inputs=())  # no cache: nothing is computed
-        self.graph, self.calls, self.found, self.done = graph, calls, found, 0
+        self.file, self.graph, self.calls, self.found, self.done = file, graph, calls, found, 0
 
     def __call__(self, inputs: Arrays, into: Mapping[str, Array] | None = None) -> dict[str, Array]:
         if self.done == len(self.calls):
@@ -150,23 +150,103 @@ class Told:
         call, self.done = self.calls[self.done], self.done + 1
         stage, limit = BETWEEN[self.graph]
         for name, recorded in call.inputs.items():
-            if name != "write_indices":  # of the cache, which is not there
-                where = name if len(self.calls) == 1 else f"{name} of pass {self.done}"
-                found = np.asarray(inputs.get(name, np.empty(0)))
-                self.found.compare(stage, where, recorded, found, 0 if recorded.dtype.kind in "ib" else limit)
+            exact = recorded.dtype.kind in "ib"
+            self.found.compare(stage, name, recorded, np.asarray(inputs[name]), 0 if exact else limit)
         return dict(call.outputs)
+
+    @property
+    def left(self) -> bool:
+        return self.done < len(self.calls)
+
+
+class ToldLanguage:
+    """The same of the language graph, by positions: in how many passes a backend reads is its own affair."""
+
+    def __init__(self, file: GraphFile, recording: Recording, found: Findings) -> None:
+        self.file = replace(file, cache=None, inputs=())  # no cache: nothing is computed
+        self.reading, self.said, self.found, self.at = reading_of(recording), Outputs(recording), found, 0
+
+    def __call__(self, inputs: Arrays, into: Mapping[str, Array] | None = None) -> dict[str, Array]:
+        rows = np.asarray(inputs["inputs_embeds"])[0]
+        part = slice(self.at, self.at + len(rows))
+        if part.stop > len(self.reading.states):
+            raise OtherCalls("language")
+        where = f"embeddings at position {part.start + 1}" + (f" to {part.stop}" if len(rows) > 1 else "")
+        self.found.compare("tokens", where, self.reading.states[part], rows, TOKENS_LIMIT)
+        visible = np.asarray(inputs["attn_mask"])[0, 0, -1, part]
+        self.found.compare("tokens", "what may be looked at", self.reading.visible[part], visible, 0)
+        if "condition_kind" in inputs:
+            kind = self.reading.whole.asked["condition_kind"]
+            self.found.compare("tokens", "condition_kind", kind, np.asarray(inputs["condition_kind"]), 0)
+        given = self.said(inputs, self.at)
+        self.at = part.stop
+        return given
+
+    @property
+    def left(self) -> bool:
+        return self.at < len(self.reading.states)
+
+
+class Outputs:
+    """What was recorded of the language graph's outputs, by the positions that were asked for."""
+
+    # Output -> the input that asks for its rows. A row of `pool` that is all zeros asks for nothing.
+    ASKED: ClassVar = {
+        "logits": "logit_rows",
+        "hidden": "logit_rows",
+        "queries": "query_rows",
+        "conditions": "pool",
+    }
+
+    def __init__(self, recording: Recording) -> None:
+        self.rows: dict[str, dict[int, Array]] = {}
+        start = 0
+        for call in recording.calls["language"]:
+            for name, values in call.outputs.items():
+                known = self.rows.setdefault(name, {})
+                for place, row in zip(self._places(name, call.inputs, start), values[0], strict=True):
+                    if place >= 0:
+                        known[len(known) if name == "conditions" else place] = row
+            start += call.inputs["inputs_embeds"].shape[1]
+        self.conditions = 0
+
+    def __call__(self, asked: Arrays, start: int) -> dict[str, Array]:
+        """Outputs (1, R, …) for what is asked of a pass that begins at position `start`."""
+        found = {}
+        for name, known in self.rows.items():
+            places = self._places(name, asked, start)
+            if name == "conditions":
+                real = [place >= 0 for place in places]
+                places = [self.conditions + sum(real[:i]) if it else -1 for i, it in enumerate(real)]
+                self.conditions += sum(real)
+            blank = np.zeros_like(next(iter(known.values()), np.zeros(0, np.float32)))
+            if name != "queries" and any(place >= 0 and place not in known for place in places):
+                raise OtherCalls("language")
+            rows = [known.get(place, blank) for place in places]
+            found[name] = np.stack(rows)[None] if rows else np.zeros((1, 0, *blank.shape), blank.dtype)
+        return found
+
+    def _places(self, name: str, asked: Arrays, start: int) -> list[int]:
+        """Of each row asked for; -1 for none."""
+        value = np.asarray(asked[self.ASKED[name]])
+        if self.ASKED[name] == "pool":
+            return [0 if row.any() else -1 for row in value[0]]
+        return [start + int(row) for row in value]
 
 
 def _between(bundle: Bundle, recording: Recording, found: Findings) -> None:
-    opened: list[Told] = []
+    opened: dict[str, Told | ToldLanguage] = {}
 
     class Backend:
         name = "recorded"
 
-        def open(self, graph: str) -> Told:
+        def open(self, graph: str) -> Told | ToldLanguage:
             file = bundle.graph(graph, activations="float32")
-            opened.append(Told(graph, file, recording.calls.get(graph, ()), found))
-            return opened[-1]
+            if graph == "language":
+                opened[graph] = ToldLanguage(file, recording, found)
+            else:
+                opened[graph] = Told(graph, file, recording.calls.get(graph, ()), found)
+            return opened[graph]
 
     segmenter = open_bundle(bundle, Backend())
     query, options = recording.query, recording.about["options"]
@@ -175,11 +255,11 @@ def _between(bundle: Bundle, recording: Recording, found: Findings) -> None:
     try:
         answer = segmenter.segment(segmenter.encode(recording.picture), query, **options)
     except OtherCalls as other:
-        found.note(BETWEEN[str(other)][0], f"how many passes of {other}", np.inf, 0)
+        found.note(BETWEEN[str(other)][0], f"how much {other} reads", np.inf, 0)
         return
-    for told in opened:
-        if told.done != len(told.calls):
-            found.note(BETWEEN[told.graph][0], f"how many passes of {told.graph}", np.inf, 0)
+    for graph, told in opened.items():
+        if told.left:
+            found.note(BETWEEN[graph][0], f"how much {graph} reads", np.inf, 0)
     words = list(answer.to_json().get("token_ids", []))
     if words != recording.token_ids:
         pairs = enumerate(zip(words, recording.token_ids, strict=False), start=1)
@@ -201,6 +281,25 @@ def first_other(found: Findings, whose: str, ids: Sequence[int], wanted: Sequenc
     else:
         pair = [str(side[at]) if at < len(side) else "none" for side in (ids, wanted)]
         found.note("tokens", f"prompt id {at + 1} ({pair[0]}, {whose} {pair[1]})", np.inf, 0)
+
+
+def drawn_at_once(recording: Recording) -> Recording:
+    """Targets that a backend drew in several runs of the pixel decoder, as one run."""
+    calls = recording.calls.get("pixel_decoder", [])
+    if len(calls) < 2:
+        return recording
+
+    def joined(tensors: Sequence[Mapping[str, Array]]) -> dict[str, Array]:
+        return {name: _joined([each[name] for each in tensors]) for name in tensors[0]}
+
+    whole = Call(joined([call.inputs for call in calls]), joined([call.outputs for call in calls]))
+    return replace(recording, calls={**recording.calls, "pixel_decoder": [whole]})
+
+
+def _joined(parts: Sequence[Array]) -> Array:
+    """What belongs to the picture is the same each time."""
+    same = all(part is parts[0] for part in parts)
+    return parts[0] if same else np.concatenate(parts)
 
 
 # ---- does it fit at all ---------------------------------------------------------------------------------
@@ -229,7 +328,7 @@ def check_fit(bundle: Bundle, recording: Recording) -> None:
         rows = call.inputs["inputs_embeds"].shape[1]
         length += rows
         asked = [v for n, v in call.inputs.items() if n in ("logit_rows", "query_rows")]
-        if call.inputs["attn_mask"].shape[-1] != length or any(((v < 0) | (v >= rows)).any() for v in asked):
+        if call.inputs["attn_mask"].shape[-1] < length or any(((v < 0) | (v >= rows)).any() for v in asked):
             raise InputError("the recording's passes of language do not follow one another. Record it again.")
 
 

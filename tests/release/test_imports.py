@@ -37,7 +37,6 @@ TORCH_ONLY_IN = (
     "shards.py",
     "verify/pixellm.py",
     "verify/psalm.py",
-    "verify/psalm_rules.py",
     "quantize/nf4.py",  # bitsandbytes takes tensors
 )
 STANDARD = __import__("sys").stdlib_module_names

@@ -30,8 +30,10 @@ class Question(Protocol):
         ...
 
     @property
-    def prompt(self) -> Any:
-        """Words, or a query of `pixelrt.queries`."""
+    def prompt(self) -> str: ...
+    @property
+    def query(self) -> Any:
+        """Of `pixelrt.queries`, for an original that is asked such; it does not look at the prompt."""
         ...
 
 

@@ -17,7 +17,9 @@ from typing import Any
 
 import numpy as np
 from pixelrt.bundle import Bundle
+from pixelrt.errors import InputError
 from pixelrt.prompt import read_tokenizer
+from pixelrt.queries import Query, Refer
 from pixelrt.recording import Recording
 
 from pixelrt_export.verify.bundle import verify_bundle
@@ -51,7 +53,19 @@ class Asked:
     """The recorded question, as `original.Question`."""
 
     image: np.ndarray
-    prompt: Any
+    prompt: str
+    query: Query | None
+
+    @classmethod
+    def of(cls, recording: Recording, original: Original) -> Asked:
+        asked = recording.query
+        if original.typed:
+            return cls(recording.picture, "", Refer(asked) if isinstance(asked, str) else asked)
+        if not isinstance(asked, str):
+            raise InputError(
+                f"the recording asks a {type(asked).__name__}, its model words. Record it again."
+            )
+        return cls(recording.picture, asked, None)
 
 
 @dataclass(frozen=True)
@@ -169,7 +183,7 @@ def replay(
     """Raises InputError where the recording does not fit the bundle, or the bundle the checkpoint."""
     check_fit(bundle, recording)
     recording = drawn_at_once(recording)
-    said, asked = Said(recording.token_ids, recording.masks), Asked(recording.picture, recording.query)
+    said, asked = Said(recording.token_ids, recording.masks), Asked.of(recording, original)
     if recording.about["bundle"]["sha256"] != bundle.sha256:
         outcome = against(original, recording, asked, said)
         report = Report(outcome, thresholds or Thresholds(), recording.about["bundle"]["precision"])

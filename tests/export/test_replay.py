@@ -9,11 +9,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import faults_of_language
+import faults_of_vision
 import numpy as np
 import pixelrt
 import pytest
-import test_seeded_faults as seeded
 from click.testing import CliRunner
+from faulty import Faulty, insert
 from pixelrt.bundle import Bundle
 from pixelrt.errors import InputError
 from pixelrt.families import pixellm, psalm
@@ -29,20 +31,21 @@ from pixelrt_export.verify.replay import Replay, replay
 from pixelrt_export.verify.report import Report, Thresholds
 from pixelrt_export.verify.rerun import rerun
 
-SCENE = seeded.ROOT / "calib_data" / "scene_01.png"
+ROOT = Path(__file__).resolve().parents[2]
+TINY, SCENE = ROOT / "checkpoints" / "pixellm-tiny", ROOT / "calib_data" / "scene_01.png"
 QUESTION = "Segment the red circle and the blue star."
 
 
 @pytest.fixture(scope="module")
 def bundles(golden_psalm_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     pytest.importorskip("torch", reason="needs the export extra")
-    tiny = export_bundle(seeded.TINY, tmp_path_factory.mktemp("bundles") / "fp32", precision="fp32")
+    tiny = export_bundle(TINY, tmp_path_factory.mktemp("bundles") / "fp32", precision="fp32")
     return {"pixellm": tiny, "psalm": golden_psalm_bundle}
 
 
 @pytest.fixture(scope="module")
 def originals(golden_psalm_checkpoint: Path) -> dict[str, Original]:
-    return {"pixellm": open_original(seeded.TINY), "psalm": open_original(golden_psalm_checkpoint)}
+    return {"pixellm": open_original(TINY), "psalm": open_original(golden_psalm_checkpoint)}
 
 
 @pytest.fixture(scope="module")
@@ -135,12 +138,12 @@ def test_a_backend_that_reads_in_other_passes(
 
 # ---- the bundle's doing ---------------------------------------------------------------------------------
 
-BUNDLE_FAULTS: list[tuple[str, Callable[[seeded.Faulty], None], str]] = [
-    ("pixellm", seeded.other_mean, "picture"),
-    ("pixellm", seeded.other_template, "tokens"),
-    ("pixellm", seeded.levels_swapped, "pixel_decoder"),
-    ("psalm", seeded.projector_convolution_once, "encoder"),
-    ("psalm", seeded.projectors_in_another_order, "language"),
+BUNDLE_FAULTS: list[tuple[str, Callable[[Faulty], None], str]] = [
+    ("pixellm", faults_of_vision.other_mean, "picture"),
+    ("pixellm", faults_of_language.other_template, "tokens"),
+    ("pixellm", faults_of_vision.levels_swapped, "pixel_decoder"),
+    ("psalm", faults_of_vision.projector_convolution_once, "encoder"),
+    ("psalm", faults_of_language.projectors_in_another_order, "language"),
 ]
 
 
@@ -153,11 +156,11 @@ def test_a_fault_of_the_bundle(
     recorded: Callable[..., Recording],
     tmp_path: Path,
     family: str,
-    fault: Callable[[seeded.Faulty], None],
+    fault: Callable[[Faulty], None],
     stage: str,
 ) -> None:
     """At its stage. With the sound bundle at hand the machine cannot be ruled out; with the recorded one it is."""
-    faulty = seeded.Faulty(bundles[family], tmp_path / "b")
+    faulty = Faulty(bundles[family], tmp_path / "b")
     fault(faulty)
     folder = faulty.sealed()
     recording = recorded(pixelrt.load(folder), QUESTION if family == "pixellm" else "the blue star")
@@ -311,7 +314,7 @@ def test_the_program(
     from pixelrt_export.verify import replay as module
 
     run, out = CliRunner().invoke, tmp_path / "out"
-    check = [str(bundles["pixellm"]), str(seeded.TINY), "--replay", str(tmp_path / "r.npz")]
+    check = [str(bundles["pixellm"]), str(TINY), "--replay", str(tmp_path / "r.npz")]
     found = Replay(healthy, Bundle.read(bundles["pixellm"]), [], nothing_wrong())
     monkeypatch.setattr(module, "replay", lambda *_: found)
     done = run(cli.verify, [*check, "--out", str(out)])
@@ -333,7 +336,7 @@ def test_the_program_says_no(bundles: dict[str, Path], tmp_path: Path) -> None:
     from pixelrt.cli import main
 
     (tmp_path / "r.npz").write_bytes(b"PK\5\6 nothing")
-    line = ["verify", str(bundles["pixellm"]), str(seeded.TINY), "--replay", str(tmp_path / "r.npz")]
+    line = ["verify", str(bundles["pixellm"]), str(TINY), "--replay", str(tmp_path / "r.npz")]
     done = CliRunner().invoke(main, line)
     assert (
         done.exit_code == 2 and "is no recording of pixelrt" in done.output and done.output.count("\n") == 1
@@ -382,7 +385,7 @@ def test_two_questions_at_once_are_compared(
         users = [n for n in model.graph.node if "seg_hidden" in n.input]
         for n in users:
             n.input[list(n.input).index("seg_hidden")] = "late.all"
-        seeded.insert(
+        insert(
             model,
             users[0],
             helper.make_node("Slice", ["seg_hidden", "late.zero", "late.two", "late.zero"], ["late.a"]),
@@ -391,7 +394,7 @@ def test_two_questions_at_once_are_compared(
             helper.make_node("Concat", ["late.a", "late.c"], ["late.all"], axis=0),
         )
 
-    faulty = seeded.Faulty(bundles["pixellm"], tmp_path / "b")
+    faulty = Faulty(bundles["pixellm"], tmp_path / "b")
     faulty.graph("pixel_decoder", later_ones_negated)
     outcome = Check(Bundle.read(faulty.sealed()), originals["pixellm"])([Record(SCENE, QUESTION)])
     faults = [finding.where for finding in outcome.findings if not finding.passed]

@@ -14,14 +14,14 @@ from pixelrt.bundle import Bundle
 from pixelrt.engine import Array, Backend
 from pixelrt.errors import InputError
 from pixelrt.families import psalm_masks as post
-from pixelrt.families.psalm_prompt import REGION, PsalmPrompt, Tail
+from pixelrt.families.psalm_prompt import REGION, PsalmPrompt, Tail, tail_of
 from pixelrt.families.psalm_regions import region_masks, region_vectors
 from pixelrt.families.psalm_video import distinct, fused, tracked
 from pixelrt.image import ImageSpec, open_image, prepare
 from pixelrt.language import Context
 from pixelrt.manifest import MANIFEST, check
 from pixelrt.masks import Answer, Mask
-from pixelrt.queries import KINDS, Classes, Query, Refer, Regions, refuse
+from pixelrt.queries import KINDS, Classes, Query, Refer, Regions, Track, refuse
 from pixelrt.results import Instances, Panoptic, Semantic, Tracked
 from pixelrt.segmenter import Frame, frame_of, stage
 from pixelrt.tokens import TokenTable
@@ -100,12 +100,7 @@ class Psalm:
     ) -> list[int]:
         """See `pixelrt.segmenter.Segmenter`. An open file is left unread, so it tells nothing of places."""
         query = _query(prompt)
-        if isinstance(query, Classes):
-            tail = self.prompt.classes([*query.names, self.prompt.background])
-        elif isinstance(query, Refer):
-            tail = self.prompt.sentence(query.sentences)
-        else:
-            tail = self.prompt.regions(len(query if isinstance(query, Regions) else query.regions))
+        tail = tail_of(self.prompt, query.regions if isinstance(query, Track) else query)
         self._room(len(tail))
         if isinstance(query, Regions) and image is not None and not hasattr(image, "read"):
             picture = image.image if isinstance(image, Frame) else open_image(image)

@@ -32,18 +32,16 @@ from pixelrt_export.verify.comparison import (
     iou,
 )
 from pixelrt_export.verify.original import Judged, Original, Otherwise, Said
-from pixelrt_export.verify.report import STAGES, Report, Thresholds
-from pixelrt_export.verify.rerun import (
-    Findings,
+from pixelrt_export.verify.recorded import (
     OtherCalls,
     Outputs,
     check_fit,
     drawn_at_once,
-    first_other,
     limit_of,
     reading_of,
-    rerun,
 )
+from pixelrt_export.verify.report import STAGES, Report, Thresholds
+from pixelrt_export.verify.rerun import Findings, first_other, rerun
 
 Progress = Callable[[str, int, int], None]
 

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 from pixelrt.cli import debug_option, say
+
+if TYPE_CHECKING:
+    from pixelrt_export.verify.report import Thresholds
 
 # As in pixelrt_export.export, which is not imported before it is needed.
 PRECISIONS = click.Choice(["fp32", "fp16", "int8", "int4", "nf4"])
@@ -134,7 +138,15 @@ def export(
     help="Folder of pictures, with a prompts.jsonl if you like (default: calib_data of the project).",
 )
 @click.option(
-    "--out", type=click.Path(path_type=Path), help="Folder for report.json, report.md and drift.svg."
+    "--replay",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Say where the answer in FILE, written by pixelrt segment --record, goes wrong.",
+)
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    help="Folder for report.json, report.md and drift.svg; of --replay, replay.json.",
 )
 @_thresholds
 @_vision_tower
@@ -143,6 +155,7 @@ def verify(
     bundle: Path,
     checkpoint: Path,
     images: Path | None,
+    replay: Path | None,
     out: Path | None,
     min_iou: float,
     min_same: float,
@@ -152,18 +165,20 @@ def verify(
 
     The checkpoint is computed in torch, not with the bundle's graphs. Exit code 1 where they differ by more than the
     bundle's precision explains, or answers and masks by more than is wanted; the line says in which stage.
+
+    With --replay, one recorded answer alone; exit code 0 where the checkpoint gives it too.
     """
     from pixelrt_export.quantize.records import read_records
     from pixelrt_export.verify.bundle import open_original, verify_bundle
     from pixelrt_export.verify.report import Thresholds
 
+    if replay is not None:
+        _replay(bundle, checkpoint, images, replay, out, Thresholds(min_iou, min_same), vision_tower)
+        return
     original = open_original(checkpoint, vision_tower)
     records = read_records(images, original.typed)
     report = verify_bundle(bundle, original, records, Thresholds(min_iou, min_same), CountLine())
-    for stage, row in report.stages().items():
-        say(
-            f"{stage:<22} largest error {row['error']:8.2g}  may be {row['limit']:<6g}  cosine {row['cosine']:.6f}"
-        )
+    _say_stages(report.stages())
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)
         report.write(out)
@@ -171,6 +186,51 @@ def verify(
     say(f"{'passed' if report.passed else 'failed'}: {report.sentence()}")
     if not report.passed:
         raise click.exceptions.Exit(1)
+
+
+def _replay(
+    bundle: Path,
+    checkpoint: Path,
+    images: Path | None,
+    file: Path,
+    out: Path | None,
+    thresholds: Thresholds,
+    vision_tower: Path | None,
+) -> None:
+    from pixelrt.bundle import Bundle
+    from pixelrt.errors import InputError
+    from pixelrt.recording import Recording
+
+    from pixelrt_export.verify.bundle import open_original
+    from pixelrt_export.verify.replay import replay
+    from pixelrt_export.verify.report import stages_of
+
+    if images is not None:
+        raise InputError("--replay brings its own picture: leave out --images.")
+    recording = Recording.read(file)
+    read = Bundle.read(bundle)
+    found = replay(read, open_original(checkpoint, vision_tower), recording, thresholds, CountLine())
+    if found.same_bundle:
+        say("the recording, and this bundle here given the same:")
+        _say_stages(stages_of(found.machine))
+        say("this bundle here, and the checkpoint given the same:")
+    else:
+        say(found.other_bundle() or "")
+    _say_stages(found.report.stages())
+    if out is not None:
+        out.mkdir(parents=True, exist_ok=True)
+        (out / "replay.json").write_text(json.dumps(found.to_json(), indent=1) + "\n", encoding="utf-8")
+        say(f"report: {out / 'replay.json'}")
+    say(found.sentence())
+    if found.fault[0] != "model":
+        raise click.exceptions.Exit(1)
+
+
+def _say_stages(stages: dict[str, dict[str, float]]) -> None:
+    for stage, row in stages.items():
+        say(
+            f"{stage:<22} largest error {row['error']:8.2g}  may be {row['limit']:<6g}  cosine {row['cosine']:.6f}"
+        )
 
 
 class ProgressLine:

@@ -8,7 +8,7 @@ answer = seg.segment(frame, "Segment the mug.")   # as often as there are questi
 from pixelrt.errors import InputError, MissingExtra
 from pixelrt.masks import Answer, Mask
 from pixelrt.queries import Classes, Refer, Regions, Track
-from pixelrt.segmenter import Frame, Segmenter, load
+from pixelrt.segmenter import Frame, Segmenter, load, record
 
 __version__ = "0.1.0"
 __all__ = [
@@ -24,4 +24,5 @@ __all__ = [
     "Track",
     "__version__",
     "load",
+    "record",
 ]

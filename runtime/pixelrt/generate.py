@@ -66,6 +66,15 @@ def check_settings(max_new_tokens: int, seg_runs: str) -> None:
         raise InputError(f"max_new_tokens is {max_new_tokens!r}. Give a whole number, 1 or more.")
 
 
+def check_prompted(count: int, codebook: Codebook, seg_runs: str) -> None:
+    """Raises InputError for a prompt with `count` codebook tokens that `complete` runs cannot be made of."""
+    if seg_runs == "complete" and count % codebook.run:
+        raise InputError(
+            f"The prompt holds {count} codebook tokens, which is no multiple of {codebook.run}. "
+            "Write each target's tokens in full."
+        )
+
+
 def prompt_rows(ids: Sequence[int], first: int, codebook: Codebook) -> list[int]:
     """Rows whose hidden states predict the codebook tokens inside a prompt.
 
@@ -94,11 +103,7 @@ def generate(
     `original`: every token is the model's own.
     """
     complete = seg_runs == "complete"
-    if complete and len(seg_rows) % codebook.run:
-        raise InputError(
-            f"The prompt holds {len(seg_rows)} codebook tokens, which is no multiple of {codebook.run}. "
-            "Write each target's tokens in full."
-        )
+    check_prompted(len(seg_rows), codebook, seg_runs)
     result = Generation()
     rows = context(prefill, [*seg_rows, len(prefill) - 1], visible)
     result.seg_hidden.extend(rows.hidden[:-1])

@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -66,6 +67,20 @@ class Segmenter(Protocol):
     bundle: Bundle
     backend: str
 
+    def check(
+        self,
+        prompt: str | Query,
+        image: Any = None,
+        max_new_tokens: int = 512,
+        seg_runs: str = "complete",
+    ) -> list[int]:
+        """Refuse a question before a picture is encoded for it; image: refuse places that lie outside it too.
+
+        Gives the ids of the prompt: -200 where the picture goes, -203 where a region does, as the original codes.
+        Raises InputError, as `segment` would.
+        """
+        ...
+
     def encode(self, image: Any) -> Frame:
         """image: path, bytes, file object, PIL image or uint8 array (H, W, 3), (H, W, 4), (H, W)."""
         ...
@@ -118,6 +133,23 @@ def open_bundle(bundle: Bundle, backend: str | Backend = "auto") -> Segmenter:
         backend = OrtBackend(bundle)
     segmenter: Segmenter = importlib.import_module(FAMILIES[family]).open_family(bundle, backend)
     return segmenter
+
+
+def record(
+    segmenter: Segmenter,
+    image: Any,
+    prompt: str | Query,
+    file: str | os.PathLike[str],
+    max_new_tokens: int = 512,
+    seg_runs: str = "complete",
+) -> Result:
+    """Answer one question, and write to `file` all that went through the bundle: see `pixelrt.recording`.
+
+    `pixelrt verify BUNDLE CHECKPOINT --replay FILE` then says where the answer goes wrong. Raises InputError.
+    """
+    from pixelrt.recording import recorded
+
+    return recorded(segmenter, image, prompt, Path(file), max_new_tokens, seg_runs)[1]
 
 
 def frame_of(segmenter: Segmenter, image: Any) -> Frame:

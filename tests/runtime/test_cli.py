@@ -36,14 +36,17 @@ class FakeSegmenter:
         self.finished = True
         self.asked: Any = None
 
+    def check(self, prompt: str, image: Any, max_new_tokens: int, seg_runs: str) -> list[int]:
+        if not prompt.strip():
+            raise InputError("the prompt is empty. Ask something.")
+        return []
+
     def encode(self, image: Any) -> Any:
         return SimpleNamespace(image=open_image(image), timing={"image": 1.0, "encode": 4.0})
 
     def segment(
         self, frame: Any, prompt: str, max_new_tokens: int = 512, seg_runs: str = "complete"
     ) -> Answer:
-        if not prompt.strip():
-            raise InputError("the prompt is empty. Ask something.")
         masks = []
         for index, (label, span) in enumerate(labelled_spans(self.text)):
             plane = np.zeros(frame.image.shape[:2], bool)

@@ -10,9 +10,8 @@ from pixelrt.bundle import Bundle
 from pixelrt.errors import InputError
 
 from pixelrt_export.checkpoint import Checkpoint
-from pixelrt_export.quantize.records import Record
-from pixelrt_export.verify.check import Check, Outcome
-from pixelrt_export.verify.original import Original
+from pixelrt_export.verify.check import Check, Listen, Outcome
+from pixelrt_export.verify.original import Original, Question
 from pixelrt_export.verify.report import Report, Thresholds, joined
 from pixelrt_export.verify.stored import compare_stored
 
@@ -35,11 +34,15 @@ def open_original(checkpoint: Path, vision_tower: Path | None = None) -> Origina
 def verify_bundle(
     bundle: Path,
     original: Original,
-    records: Sequence[Record],
+    records: Sequence[Question],
     thresholds: Thresholds | None = None,
     progress: Callable[[str, int, int], None] = lambda what, done, total: None,
+    listen: Listen | None = None,
 ) -> Report:
-    """Compare a bundle with its original on these questions. Raises InputError for a bundle that cannot be read."""
+    """Compare a bundle with its original on these questions. Raises InputError for a bundle that cannot be read.
+
+    listen: see `Check`.
+    """
     read = Bundle.read(bundle)
     if read.manifest["family"] != original.family:
         raise InputError(
@@ -48,5 +51,5 @@ def verify_bundle(
         )
     outcomes = [Outcome(compare_stored(read, original.checkpoint, original.vision_tower), [])]
     for start in range(0, len(records), TOGETHER):
-        outcomes.append(Check(read, original, progress, start)(records[start : start + TOGETHER]))
+        outcomes.append(Check(read, original, progress, start, listen)(records[start : start + TOGETHER]))
     return Report(joined(outcomes), thresholds or Thresholds(), read.manifest["precision"])

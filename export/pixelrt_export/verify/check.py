@@ -23,9 +23,9 @@ from dataclasses import dataclass, field
 import numpy as np
 from pixelrt.bundle import Bundle
 from pixelrt.engine_ort import OrtBackend
+from pixelrt.recording import Call, noted
 from pixelrt.segmenter import open_bundle
 
-from pixelrt_export.quantize.records import Record
 from pixelrt_export.verify.comparison import (
     LAYER_LIMITS,
     MASKS_LIMIT,
@@ -37,16 +37,12 @@ from pixelrt_export.verify.comparison import (
     iou,
     relative_error,
 )
-from pixelrt_export.verify.original import Arrays, Encoded, Judged, Original, Reading, Said
-from pixelrt_export.verify.subject import (
-    Call,
-    RecordingBackend,
-    TappedEngine,
-    read_in_passes,
-    read_together,
-)
+from pixelrt_export.verify.original import Arrays, Encoded, Judged, Original, Question, Reading, Said
+from pixelrt_export.verify.subject import TappedEngine, read_in_passes, read_together
 
 Progress = Callable[[str, int, int], None]
+# What the bundle answers, and what went through its graphs.
+Listen = Callable[[Question], tuple[Said, dict[str, list[Call]]]]
 LANGUAGE_GRAPHS = ("language", "language_compat")
 # Questions whose states after every layer are kept, S x H x layers x 4 bytes each: 180 MB at 7B.
 TRACED = 2
@@ -56,7 +52,7 @@ TRACED = 2
 class Asked:
     """All that is known of one question."""
 
-    record: Record
+    record: Question
     inputs: dict[str, np.ndarray]  # of the encoder, the original's
     encoded: Encoded
     said: Said
@@ -79,13 +75,15 @@ class Check:
         original: Original,
         progress: Progress = lambda what, done, total: None,
         first: int = 0,
+        listen: Listen | None = None,
     ) -> None:
-        """first: number of the first question in the report."""
+        """first: number of the first question in the report. listen: by default the bundle answers, here and now."""
         self.bundle, self.original, self._progress, self._first = bundle, original, progress, first
         self.precision: dict[str, str] = bundle.manifest["precision"]
         self.findings: list[Finding] = []
+        self._listen = listen
 
-    def __call__(self, records: Sequence[Record]) -> Outcome:
+    def __call__(self, records: Sequence[Question]) -> Outcome:
         asked = self._answers(records)
         self._encoder(asked)
         self._language(asked)
@@ -94,14 +92,11 @@ class Check:
 
     # ---- the runtime, and what it does between graphs ---------------------------------------------------
 
-    def _answers(self, records: Sequence[Record]) -> list[Asked]:
-        backend = RecordingBackend(OrtBackend(self.bundle))
-        segmenter = open_bundle(self.bundle, backend)
+    def _answers(self, records: Sequence[Question]) -> list[Asked]:
+        listen = self._listen or self._live()
         asked = []
         for number, record in enumerate(records):
-            backend.calls = {}
-            said = self.original.listen(segmenter, record)
-            calls = backend.calls
+            said, calls = listen(record)
             inputs = self.original.picture(record)
             self._compare("picture", calls["encoder"][-1].inputs, inputs, PICTURE_LIMIT, number)
             heard = self.original.read(record, said, calls["encoder"][-1].outputs["image_tokens"][0])
@@ -117,6 +112,15 @@ class Check:
             asked.append(Asked(record, inputs, Encoded({}), said, calls, heard))
             self._progress("questions answered", number + 1, len(records))
         return asked
+
+    def _live(self) -> Listen:
+        segmenter, notes = noted(open_bundle(self.bundle, OrtBackend(self.bundle)))
+
+        def listen(record: Question) -> tuple[Said, dict[str, list[Call]]]:
+            notes.clear()
+            return self.original.listen(segmenter, record), notes.calls
+
+        return listen
 
     # ---- encoder ----------------------------------------------------------------------------------------
 
@@ -209,7 +213,7 @@ class Check:
         )
         # What reaches the pixel decoder has gone through both stages before it.
         before = STAGE_LIMITS[self.precision["encoder"]] + STAGE_LIMITS[self.precision["language"]]
-        judged = []
+        judged, drawn_for = [], []
         for number, one in enumerate(asked):
             targets = self.original.targets(one.reading, one.said, one.head)
             calls = one.calls.get("pixel_decoder", [])
@@ -218,6 +222,7 @@ class Check:
             wanted: list[np.ndarray] = []
             decoded: dict[str, np.ndarray] | None = None
             if targets is not None:
+                drawn_for.append((targets, one.encoded))
                 decoded = self.original.decoded(targets, one.encoded)
                 found = engine({**targets, **one.encoded.outputs})
                 self._compare("pixel_decoder", found, decoded, limit, number)
@@ -235,9 +240,24 @@ class Check:
             ious = [iou(a, b) for a, b in zip(one.said.masks, wanted, strict=False)]
             drawn = calls[-1].outputs if calls else None
             same = self.original.agrees(one.record, one.said, one.head, decoded, drawn)
-            judged.append(Judged(same, ious + [0.0] * (count - len(ious))))
+            others = self.original.otherwise(one.said, one.head)
+            judged.append(Judged(same, ious + [0.0] * (count - len(ious)), others))
             self._progress("answers compared", number + 1, len(asked))
+        self._together(engine, drawn_for, limit)
         return judged
+
+    def _together(self, engine: TappedEngine, asked: list[tuple[Arrays, Encoded]], limit: float) -> None:
+        """Targets of two questions about one picture at once; of one question alone, its own twice."""
+        if not asked:
+            return
+        (first, picture), (second, _) = asked[0], asked[-1]
+        if any(first[name].shape[1:] != value.shape[1:] for name, value in second.items()):
+            second = first
+        both = {name: np.concatenate([value, second[name]]) for name, value in first.items()}
+        parts = [self.original.decoded(targets, picture) for targets in (first, second)]
+        wanted = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+        found = engine({**both, **picture.outputs})
+        self._compare("pixel_decoder", found, wanted, limit, -1, " of two questions at once")
 
     # ---- notes ------------------------------------------------------------------------------------------
 

@@ -15,11 +15,26 @@ import numpy as np
 from pixelrt.segmenter import Segmenter
 
 from pixelrt_export.checkpoint import Checkpoint
-from pixelrt_export.quantize.records import Record
 
 Arrays = Mapping[str, np.ndarray]
 # place -> what the layer that ends there makes of the states before it
 Steps = Iterator[tuple[str, Callable[[np.ndarray], np.ndarray]]]
+
+
+class Question(Protocol):
+    """`quantize.records.Record`, or a recorded one."""
+
+    @property
+    def image(self) -> Any:
+        """Anything that `open_image` takes."""
+        ...
+
+    @property
+    def prompt(self) -> str: ...
+    @property
+    def query(self) -> Any:
+        """Of `pixelrt.queries`, for an original that is asked such; it does not look at the prompt."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -60,11 +75,22 @@ class Encoded:
 
 
 @dataclass(frozen=True)
+class Otherwise:
+    """A word that the original would not have said after those before it."""
+
+    number: int  # from 1
+    said: int
+    instead: int
+    ahead: float  # the original's logit of `instead` minus that of the word
+
+
+@dataclass(frozen=True)
 class Judged:
     """One question: whether the original would have answered the same, and IoU of each mask with its own."""
 
     same: bool
     ious: list[float] = field(default_factory=list)
+    others: list[Otherwise] = field(default_factory=list)
 
 
 class Original(Protocol):
@@ -73,7 +99,7 @@ class Original(Protocol):
     checkpoint: Checkpoint
     vision_tower: Path | None
 
-    def picture(self, record: Record) -> dict[str, np.ndarray]:
+    def picture(self, record: Question) -> dict[str, np.ndarray]:
         """Inputs of the encoder, B = 1."""
         ...
 
@@ -85,9 +111,13 @@ class Original(Protocol):
         """What the encoder gives, from the tower's states at each place."""
         ...
 
-    def listen(self, segmenter: Segmenter, record: Record) -> Said: ...
+    def listen(self, segmenter: Segmenter, record: Question) -> Said: ...
 
-    def read(self, record: Record, said: Said, image_tokens: np.ndarray) -> Reading:
+    def ids(self, record: Question) -> list[int]:
+        """Of the prompt, as `Segmenter.check` gives them."""
+        ...
+
+    def read(self, record: Question, said: Said, image_tokens: np.ndarray) -> Reading:
         """image_tokens (T, H): whose they are decides the caller."""
         ...
 
@@ -111,14 +141,18 @@ class Original(Protocol):
         """Outputs of the pixel decoder."""
         ...
 
-    def masks(self, record: Record, said: Said, decoded: Arrays) -> list[np.ndarray]:
+    def masks(self, record: Question, said: Said, decoded: Arrays) -> list[np.ndarray]:
         """Decoder outputs to masks of the picture's size, (H, W) bool, in the order of `said.masks`."""
         ...
 
     def agrees(
-        self, record: Record, said: Said, head: Arrays, decoded: Arrays | None, drawn: Arrays | None
+        self, record: Question, said: Said, head: Arrays, decoded: Arrays | None, drawn: Arrays | None
     ) -> bool:
         """Whether the original would have answered the same. decoded, drawn: decoder outputs, its own, the bundle's."""
+        ...
+
+    def otherwise(self, said: Said, head: Arrays) -> list[Otherwise]:
+        """Words that it would not have said; none for families that say none."""
         ...
 
 

@@ -16,11 +16,20 @@ from torch import Tensor
 from pixelrt_export.checkpoint import Checkpoint
 from pixelrt_export.families.pixellm import TEMPLATE
 from pixelrt_export.llama_tokenizer import read_llama_tokenizer, seg_token_ids
-from pixelrt_export.quantize.records import Record
 from pixelrt_export.reference.llama import Layer, LlamaSizes, RmsNorm, rotary
 from pixelrt_export.reference.pixellm import STORED_BUT_COMPUTED, PixelLM
 from pixelrt_export.reference.preprocess import patch_validity, postprocess, preprocess
-from pixelrt_export.verify.original import Arrays, Encoded, Pass, Reading, Said, Steps, wide
+from pixelrt_export.verify.original import (
+    Arrays,
+    Encoded,
+    Otherwise,
+    Pass,
+    Question,
+    Reading,
+    Said,
+    Steps,
+    wide,
+)
 from pixelrt_export.vision_tower import find_vision_tower, open_vision_tower
 
 MAX_NEW_TOKENS = 96
@@ -56,7 +65,7 @@ class PixelLMOriginal:
 
     # ---- encoder ----------------------------------------------------------------------------------------
 
-    def picture(self, record: Record) -> dict[str, np.ndarray]:
+    def picture(self, record: Question) -> dict[str, np.ndarray]:
         sizes = self.net.sizes
         pixels, fitted = preprocess(open_image(record.image), sizes.image_size)
         valid = patch_validity(*fitted, sizes.clip.patch_size, sizes.grid)
@@ -111,12 +120,15 @@ class PixelLMOriginal:
 
     # ---- language ---------------------------------------------------------------------------------------
 
-    def listen(self, segmenter: Segmenter, record: Record) -> Said:
+    def listen(self, segmenter: Segmenter, record: Question) -> Said:
         answer = segmenter.segment(segmenter.encode(record.image), record.prompt, MAX_NEW_TOKENS)
         ids: list[int] = answer.token_ids  # type: ignore[attr-defined]
         return Said([int(i) for i in ids], [np.asarray(mask.mask) for mask in answer.masks])
 
-    def read(self, record: Record, said: Said, image_tokens: np.ndarray) -> Reading:
+    def ids(self, record: Question) -> list[int]:
+        return self.prompt(record.prompt).input_ids()
+
+    def read(self, record: Question, said: Said, image_tokens: np.ndarray) -> Reading:
         prompt, side = self.prompt(record.prompt), self.net.sizes
         _, fitted = preprocess(open_image(record.image), side.image_size)
         step = side.clip.patch_size * side.grid // side.token_grid
@@ -209,18 +221,30 @@ class PixelLMOriginal:
         _, low_res = self.net.decode_masks(scales, fused)
         return {"low_res_masks": low_res[:, 0].numpy()}
 
-    def masks(self, record: Record, said: Said, decoded: Arrays) -> list[np.ndarray]:
+    def masks(self, record: Question, said: Said, decoded: Arrays) -> list[np.ndarray]:
         image = open_image(record.image)
         _, fitted = preprocess(image, self.net.sizes.image_size)
         low_res = torch.from_numpy(np.asarray(decoded["low_res_masks"], np.float32))[:, None]
         return list((postprocess(low_res, fitted, image.shape[:2]) > 0).numpy())
 
     def agrees(
-        self, record: Record, said: Said, head: Arrays, decoded: Arrays | None, drawn: Arrays | None
+        self, record: Question, said: Said, head: Arrays, decoded: Arrays | None, drawn: Arrays | None
     ) -> bool:
         """Each token is the original's own choice after the ones before it: so it would have generated them."""
-        choices = head["logits"][0].argmax(-1)
-        return bool((choices[len(choices) - len(said.words) :] == said.words).all())
+        return not otherwise(said, head)
+
+    def otherwise(self, said: Said, head: Arrays) -> list[Otherwise]:
+        return otherwise(said, head)
+
+
+def otherwise(said: Said, head: Arrays) -> list[Otherwise]:
+    """Rows of the logits that predict the prompt's own codebook tokens come first and decide nothing."""
+    logits = head["logits"][0][len(head["logits"][0]) - len(said.words) :]
+    found = []
+    for number, (word, row) in enumerate(zip(said.words, logits, strict=True), start=1):
+        if (choice := int(row.argmax())) != word:
+            found.append(Otherwise(number, word, choice, float(row[choice] - row[word])))
+    return found
 
 
 def flat(image: Tensor) -> Tensor:

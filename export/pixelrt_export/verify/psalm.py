@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -21,15 +20,25 @@ from pixelrt_export.checkpoint import Checkpoint
 from pixelrt_export.families.psalm import CONDITIONS, PADDING, PROMPT
 from pixelrt_export.psalm_config import PsalmConfig
 from pixelrt_export.psalm_tokenizer import read_psalm_tokenizer
-from pixelrt_export.quantize.records import Record
 from pixelrt_export.reference.llama import rotary
 from pixelrt_export.reference.phi import Layer
-from pixelrt_export.reference.preprocess import MEAN, STD, fit, postprocess
+from pixelrt_export.reference.preprocess import MEAN, STD, fit
 from pixelrt_export.reference.psalm import Psalm
-from pixelrt_export.reference.psalm_masks import CLASS_SCORE_MIN, best_query, panoptic, region_vectors
+from pixelrt_export.reference.psalm_masks import Drawn, Planes, draw, region_vectors
 from pixelrt_export.verify.comparison import iou
-from pixelrt_export.verify.original import Arrays, Encoded, Pass, Reading, Said, Steps, wide
+from pixelrt_export.verify.original import (
+    Arrays,
+    Encoded,
+    Otherwise,
+    Pass,
+    Question,
+    Reading,
+    Said,
+    Steps,
+    wide,
+)
 
+IMAGE = -200  # in ids: the picture stands here
 HALF = 0.5  # IoU above which two sets of segments that do not overlap have one partner each at most
 
 
@@ -57,7 +66,7 @@ class PsalmOriginal:
 
     # ---- encoder ----------------------------------------------------------------------------------------
 
-    def picture(self, record: Record) -> dict[str, np.ndarray]:
+    def picture(self, record: Question) -> dict[str, np.ndarray]:
         side = self.config.image_size
         resized = fit(open_image(record.image), side)
         square = np.full((side, side, 3), PADDING, np.float32)  # grey before it is normalised
@@ -108,12 +117,16 @@ class PsalmOriginal:
 
     # ---- language ---------------------------------------------------------------------------------------
 
-    def listen(self, segmenter: Segmenter, record: Record) -> Said:
+    def listen(self, segmenter: Segmenter, record: Question) -> Said:
         assert record.query is not None
         answer = segmenter.segment(segmenter.encode(record.image), record.query)
         return Said([], [np.asarray(mask.mask) for mask in answer.masks])
 
-    def read(self, record: Record, said: Said, image_tokens: np.ndarray) -> Reading:
+    def ids(self, record: Question) -> list[int]:
+        tail = tail_of(self.prompt, record.query)
+        return [*self.prompt.head, IMAGE, *(int(token) for token in tail.ids)]
+
+    def read(self, record: Question, said: Said, image_tokens: np.ndarray) -> Reading:
         assert record.query is not None
         tail = tail_of(self.prompt, record.query)
         head = self._embedded(np.asarray(self.prompt.head))
@@ -132,7 +145,7 @@ class PsalmOriginal:
             (Pass(slice(0, start), asked[0]), Pass(slice(start, count), asked[1])),
         )
 
-    def _tail_states(self, tail: Tail, record: Record, image_tokens: np.ndarray) -> np.ndarray:
+    def _tail_states(self, tail: Tail, record: Question, image_tokens: np.ndarray) -> np.ndarray:
         rows = self._embedded(np.where(tail.ids == REGION, 0, tail.ids))
         if isinstance(record.query, Regions):
             image, side = open_image(record.image), self.config.image_size
@@ -207,52 +220,42 @@ class PsalmOriginal:
         scores = self.net.predictor.scores(last.states, conditions, kind)
         return {"mask_logits": last.masks.numpy(), "scores": scores.numpy()}
 
-    def masks(self, record: Record, said: Said, decoded: Arrays) -> list[np.ndarray]:
-        """Segments of a panoptic answer have no order that both sides share: each mask of the bundle gets the one
-        that covers it best, or an empty one; those that are left come last."""
-        drawn = self._drawn(record, decoded)[1]
+    def masks(self, record: Question, said: Said, decoded: Arrays) -> list[np.ndarray]:
+        """Masks of classes have no order that both sides share: each mask of the bundle gets the one that covers it
+        best, or an empty one; those that are left come last."""
+        drawn = [mask for _, mask in self._drawn(record, decoded)]
         if not isinstance(record.query, Classes):
             return drawn
         paired = []
         for mask in said.masks:
+            if drawn and np.array_equal(drawn[0], mask):
+                paired.append(drawn.pop(0))
+                continue
             best = max(range(len(drawn)), key=lambda k: iou(mask, drawn[k]), default=None)
             good = best is not None and iou(mask, drawn[best]) > HALF
             paired.append(drawn.pop(best) if good and best is not None else np.zeros_like(mask))
         return paired + drawn
 
     @torch.inference_mode()
-    def _drawn(self, record: Record, decoded: Arrays) -> tuple[list[int], list[np.ndarray]]:
-        """What was decided (queries; of a panoptic answer, classes) and the masks."""
+    def _drawn(self, record: Question, decoded: Arrays) -> list[Drawn]:
+        """What was decided (a query; in answers about classes, the class) and its mask."""
         image = open_image(record.image)
         fitted = fit(image, self.config.image_size).shape[:2]
-        low, scores = (
-            torch.from_numpy(np.asarray(decoded[n], np.float32))[0] for n in ("mask_logits", "scores")
-        )
-
-        @cache
-        def enlarged(query: int) -> Tensor:
-            return postprocess(
-                low[query, None, None], (fitted[0], fitted[1]), (image.shape[0], image.shape[1])
-            )[0]
-
-        if not isinstance(record.query, Classes):
-            best = [best_query(scores[:, k], enlarged) for k in range(scores.shape[1])]
-            return best, [(enlarged(query) > 0).numpy() for query in best]
-        sure = (scores.softmax(-1).amax(-1) > CLASS_SCORE_MIN).nonzero()[:, 0].tolist()
-        if not sure:
-            return [], []
-        found, masks = panoptic(torch.stack([enlarged(query) for query in sure]), scores[sure])
-        return sorted(found), list(masks.numpy())
+        low, scores = (torch.from_numpy(wide(decoded[n]))[0] for n in ("mask_logits", "scores"))
+        planes = Planes(low, (fitted[0], fitted[1]), (image.shape[0], image.shape[1]))
+        return draw(record.query, scores, planes)
 
     def agrees(
-        self, record: Record, said: Said, head: Arrays, decoded: Arrays | None, drawn: Arrays | None
+        self, record: Question, said: Said, head: Arrays, decoded: Arrays | None, drawn: Arrays | None
     ) -> bool:
-        """The same mask queries fit best; of a panoptic answer, the same classes are found."""
-        return (
-            decoded is not None
-            and drawn is not None
-            and self._drawn(record, decoded)[0] == self._drawn(record, drawn)[0]
-        )
+        """The same mask queries fit best; of classes, the same ones are found."""
+        if decoded is None or drawn is None:
+            return False
+        own, other = ([chosen for chosen, _ in self._drawn(record, x)] for x in (decoded, drawn))
+        return sorted(own) == sorted(other) if isinstance(record.query, Classes) else own == other
+
+    def otherwise(self, said: Said, head: Arrays) -> list[Otherwise]:
+        return []
 
 
 def open_original(checkpoint: Checkpoint, vision_tower: Path | None) -> PsalmOriginal:

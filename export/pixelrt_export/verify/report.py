@@ -89,14 +89,7 @@ class Report:
 
     def stages(self) -> dict[str, dict[str, float]]:
         """Stage -> largest error, its limit, and the smallest cosine."""
-        table: dict[str, dict[str, float]] = {}
-        for stage in (name for step in STAGES for name in (f"{step}, stored", step)):
-            found = [finding for finding in self.outcome.findings if group_of(finding) == stage]
-            if found:
-                worst = max(found, key=lambda finding: finding.error / (finding.limit or 1e-9))
-                least = min(finding.cosine for finding in found)
-                table[stage] = {"error": worst.error, "limit": worst.limit, "cosine": least}
-        return table
+        return stages_of(self.outcome.findings)
 
     def summary(self) -> dict[str, Any]:
         """For the manifest."""
@@ -190,6 +183,18 @@ def bars(drift: Mapping[str, tuple[float, float]]) -> str:
         'font-family="sans-serif" font-size="11">'
         f'<rect width="100%" height="100%" fill="#fff"/>{ticks}{"".join(lines)}</svg>\n'
     )
+
+
+def stages_of(findings: Sequence[Finding]) -> dict[str, dict[str, float]]:
+    """Stage -> largest error, its limit, and the smallest cosine."""
+    table: dict[str, dict[str, float]] = {}
+    for stage in (name for step in STAGES for name in (f"{step}, stored", step)):
+        found = [finding for finding in findings if group_of(finding) == stage]
+        if found:
+            worst = max(found, key=lambda finding: finding.error / (finding.limit or 1e-9))
+            least = min(finding.cosine for finding in found)
+            table[stage] = {"error": worst.error, "limit": worst.limit, "cosine": least}
+    return table
 
 
 def group_of(finding: Finding) -> str:

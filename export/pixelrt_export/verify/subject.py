@@ -1,19 +1,15 @@
-"""The bundle under test: its graph files as they are, with the places that the manifest names as further outputs.
-
-Also a backend that writes down what the runtime gives each graph and gets from it.
-"""
+"""The bundle under test: its graph files as they are, with the places that the manifest names as further outputs."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 
 import numpy as np
 import onnx
 import onnxruntime
 from onnx import helper
 from pixelrt.bundle import Bundle
-from pixelrt.engine import Array, Backend, Engine
+from pixelrt.engine import Array, Engine
 from pixelrt.engine_ort import NUMPY_TYPES
 from pixelrt.errors import InputError
 from pixelrt.language import Context
@@ -84,38 +80,3 @@ def read_together(engine: Engine, readings: list[Reading], idle: Mapping[str, Ar
             _, heads, _, width = tensor.shape
             inputs[tensor.name] = np.zeros((batch, int(heads), rows, int(width)), np.float32)
     return engine(inputs)
-
-
-@dataclass
-class Call:
-    inputs: dict[str, Array]
-    outputs: dict[str, Array]
-
-
-@dataclass
-class RecordingBackend:
-    """Another backend, and what was asked of each graph since `calls` was last emptied. Caches are left out."""
-
-    inner: Backend
-    calls: dict[str, list[Call]] = field(default_factory=dict)
-
-    @property
-    def name(self) -> str:
-        return self.inner.name
-
-    def open(self, graph: str) -> Engine:
-        return _Recorder(graph, self.inner.open(graph), self)
-
-
-class _Recorder:
-    def __init__(self, graph: str, engine: Engine, backend: RecordingBackend) -> None:
-        self.graph, self.engine, self.backend, self.file = graph, engine, backend, engine.file
-
-    def __call__(
-        self, inputs: Mapping[str, Array], into: Mapping[str, Array] | None = None
-    ) -> dict[str, Array]:
-        kept = {name: np.array(value) for name, value in inputs.items() if not name.startswith("past.")}
-        outputs = self.engine(inputs, into)
-        given = {name: value for name, value in outputs.items() if not name.startswith("present.")}
-        self.backend.calls.setdefault(self.graph, []).append(Call(kept, given))
-        return outputs

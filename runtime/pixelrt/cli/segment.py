@@ -46,6 +46,12 @@ OUT = "pixelrt-out"
     help="Finish a mask's tokens once begun, or do as the original code, which drops all masks "
     "of an answer with an unfinished one.",
 )
+@click.option(
+    "--record",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Also write what went through each graph, for pixelrt verify --replay FILE.",
+)
 @click.option("--backend", default="auto", show_default=True, help="What runs the graphs.")
 @click.option("--json", "as_json", is_flag=True, help="Print answer.json instead of the summary.")
 @debug_option
@@ -56,6 +62,7 @@ def segment(
     out: Path,
     max_new_tokens: int,
     seg_runs: str,
+    record: Path | None,
     backend: str,
     as_json: bool,
     **asked: Any,
@@ -69,15 +76,23 @@ def segment(
     import pixelrt
     from pixelrt.cli.answer_folder import made_folder, write_answer
     from pixelrt.masks import Answer
+    from pixelrt.recording import recorded
+    from pixelrt.recording_file import check_target
 
     query = query_of(prompt, QueryOptions(**asked))
     words = query_in_words(query)
+    if record is not None:
+        check_target(record)
     with made_folder(out):
         clock = time.perf_counter()
         segmenter = pixelrt.load(bundle, backend=backend)
         load_ms = 1e3 * (time.perf_counter() - clock)
-        frame = segmenter.encode(image)
-        answer = segmenter.segment(frame, query, max_new_tokens=max_new_tokens, seg_runs=seg_runs)
+        if record is None:
+            segmenter.check(query, image, max_new_tokens, seg_runs)
+            frame = segmenter.encode(image)
+            answer = segmenter.segment(frame, query, max_new_tokens=max_new_tokens, seg_runs=seg_runs)
+        else:
+            frame, answer = recorded(segmenter, image, query, record, max_new_tokens, seg_runs)
         clock = time.perf_counter()
         stages = {**frame.timing, **answer.timing}
         about = {
@@ -102,6 +117,8 @@ def segment(
     for line in _timing_lines({"load": load_ms, **stages, "write files": write_ms}):
         say(line)
     say(f"\noverlay: {out / 'overlay.png'}")
+    if record is not None:
+        say(f"record:  {record}  {record.stat().st_size / 1e6:.1f} MB")
     another = ["Another question."] if isinstance(query, str) else ["--task", "interactive", *_place(answer)]
     command = ["pixelrt", "segment", str(bundle), str(image), *another, "--out", str(out)]
     say(f"next:    {shlex.join(command)}")

@@ -10,12 +10,12 @@ from pixelrt_kernels.upsample_mask import upsample_mask
 from pixelrt.bundle import Bundle
 from pixelrt.engine import Array, Backend
 from pixelrt.errors import InputError
-from pixelrt.generate import Codebook, Generation, check_settings, generate, prompt_rows
+from pixelrt.generate import Codebook, Generation, check_prompted, check_settings, generate, prompt_rows
 from pixelrt.image import ImageSpec, open_image, prepare
 from pixelrt.language import Context
 from pixelrt.manifest import MANIFEST, check
 from pixelrt.masks import Answer, Mask, label_spans
-from pixelrt.prompt import PromptBuilder, read_tokenizer
+from pixelrt.prompt import Prompt, PromptBuilder, read_tokenizer
 from pixelrt.queries import Query, refuse
 from pixelrt.segmenter import Frame, frame_of, stage
 from pixelrt.tokens import TokenTable
@@ -73,6 +73,24 @@ class PixelLM:
             rgb, prepared.content, tokens, prepared.token_valid, features, self.bundle.sha256, timing
         )
 
+    def check(
+        self,
+        prompt: str | Query,
+        image: Any = None,
+        max_new_tokens: int = 512,
+        seg_runs: str = "complete",
+    ) -> list[int]:
+        """See `pixelrt.segmenter.Segmenter`. No question depends on the image."""
+        return self._asked(prompt, max_new_tokens, seg_runs).input_ids()
+
+    def _asked(self, prompt: str | Query, max_new_tokens: int, seg_runs: str) -> Prompt:
+        if isinstance(prompt, Query):
+            raise refuse(prompt, "pixellm", {"a question in words": "Segment the mug."})
+        check_settings(max_new_tokens, seg_runs)
+        ids = self.prompt(prompt)
+        check_prompted(sum(token in self.codebook.ids for token in ids.tail), self.codebook, seg_runs)
+        return ids
+
     def segment(
         self,
         frame: Frame | Any,
@@ -88,10 +106,7 @@ class PixelLM:
         `original` does as the original code, where one malformed run drops all masks of the answer.
         Raises InputError.
         """
-        if isinstance(prompt, Query):
-            raise refuse(prompt, "pixellm", {"a question in words": "Segment the mug."})
-        check_settings(max_new_tokens, seg_runs)
-        ids = self.prompt(prompt)
+        ids = self._asked(prompt, max_new_tokens, seg_runs)
         frame = frame_of(self, frame)
         timing: dict[str, float] = {}
         image_end = len(ids.head) + len(frame.tokens)

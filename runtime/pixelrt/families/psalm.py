@@ -14,14 +14,14 @@ from pixelrt.bundle import Bundle
 from pixelrt.engine import Array, Backend
 from pixelrt.errors import InputError
 from pixelrt.families import psalm_masks as post
-from pixelrt.families.psalm_prompt import REGION, PsalmPrompt, Tail
+from pixelrt.families.psalm_prompt import REGION, PsalmPrompt, Tail, tail_of
 from pixelrt.families.psalm_regions import region_masks, region_vectors
 from pixelrt.families.psalm_video import distinct, fused, tracked
 from pixelrt.image import ImageSpec, open_image, prepare
 from pixelrt.language import Context
 from pixelrt.manifest import MANIFEST, check
 from pixelrt.masks import Answer, Mask
-from pixelrt.queries import KINDS, Classes, Query, Refer, Regions, refuse
+from pixelrt.queries import KINDS, Classes, Query, Refer, Regions, Track, refuse
 from pixelrt.results import Instances, Panoptic, Semantic, Tracked
 from pixelrt.segmenter import Frame, frame_of, stage
 from pixelrt.tokens import TokenTable
@@ -32,6 +32,7 @@ ANSWERS = {
     "Regions": "points=[(120, 80)]",
     "Track": "picture, Regions",
 }
+IMAGE = -200  # in ids: the picture stands here
 # Rows in one pass of the language model: attention takes memory of rows x positions in every head.
 ROWS_MAX = 2048
 # This family's part of a manifest; see pixelrt.manifest.
@@ -67,6 +68,7 @@ class Psalm:
         tokens, table = manifest["tokens"], manifest["embeddings"]
         self.image_spec = ImageSpec.from_dict(manifest["image"])
         self.max_positions: int = manifest["language"]["max_positions"]
+        self.image_tokens: int = tokens["image_tokens"]
         self.condition_kinds: dict[str, int] = manifest["conditions"]
         self.prompt = PsalmPrompt(bundle.file(tokens["tokenizer"]), manifest["prompt"], tokens)
         self.table = TokenTable(bundle.file(table["file"]), table["dtype"], table["shape"])
@@ -89,6 +91,22 @@ class Psalm:
         context = Context(self._language, 0)
         return Frame(rgb, prepared.content, tokens, visible, features, self.bundle.sha256, timing, context)
 
+    def check(
+        self,
+        prompt: Query | str,
+        image: Any = None,
+        max_new_tokens: int = 512,
+        seg_runs: str = "complete",
+    ) -> list[int]:
+        """See `pixelrt.segmenter.Segmenter`. An open file is left unread, so it tells nothing of places."""
+        query = _query(prompt)
+        tail = tail_of(self.prompt, query.regions if isinstance(query, Track) else query)
+        self._room(len(tail))
+        if isinstance(query, Regions) and image is not None and not hasattr(image, "read"):
+            picture = image.image if isinstance(image, Frame) else open_image(image)
+            region_masks(query, (picture.shape[0], picture.shape[1]))
+        return [*self.prompt.head, IMAGE, *(int(token) for token in tail.ids)]
+
     def segment(
         self,
         frame: Frame | Any,
@@ -97,9 +115,11 @@ class Psalm:
         seg_runs: str = "complete",
     ) -> Result:
         """Answer a query; a text is `Refer(text)`. The two options are for families that write words."""
-        query = Refer(prompt) if isinstance(prompt, str) else prompt
-        if not isinstance(query, Query):
-            raise refuse(query, "psalm", ANSWERS)
+        query = _query(prompt)
+        if not isinstance(
+            frame, Frame
+        ):  # of a frame all is checked on the way; encoding a picture takes long
+            self.check(query, frame)
         frame = self._frame(frame)
         if isinstance(query, Classes):
             return self._classes(frame, query)
@@ -191,12 +211,7 @@ class Psalm:
             raise ValueError("the frame was encoded by another family")
         head = self.prompt.head
         start = len(head) + len(frame.tokens)
-        end = start + len(tail)
-        if end > self.max_positions:
-            raise InputError(
-                f"The prompt takes {end:,} positions; this model has {self.max_positions:,}. "
-                "Name fewer classes or regions, or say it in fewer words."
-            )
+        end = self._room(len(tail))
         rows = self.table(np.where(tail.ids == REGION, 0, tail.ids))
         if vectors is not None:
             rows[tail.ids == REGION] = vectors
@@ -218,6 +233,16 @@ class Psalm:
                 parts.append(read[name])
             before = rows[:0]
         return {name: np.concatenate(parts, axis=1) for name, parts in found.items()}
+
+    def _room(self, tail: int) -> int:
+        """Positions of a prompt whose tail has `tail`. Raises InputError where the model has fewer."""
+        end = len(self.prompt.head) + self.image_tokens + tail
+        if end > self.max_positions:
+            raise InputError(
+                f"The prompt takes {end:,} positions; this model has {self.max_positions:,}. "
+                "Name fewer classes or regions, or say it in fewer words."
+            )
+        return end
 
     def _track(self, frame: Frame, vectors: Array, labels: list[str]) -> Tracked:
         logits, scores, timing = self._decode(frame, self.prompt.regions(len(vectors)), vectors)
@@ -245,6 +270,13 @@ class Psalm:
             return region_vectors(masks, frame.tokens, frame.content, self.image_spec.size)
         except InputError:  # a mask too small for the network's input
             return before
+
+
+def _query(prompt: Query | str) -> Query:
+    query = Refer(prompt) if isinstance(prompt, str) else prompt
+    if not isinstance(query, Query):
+        raise refuse(query, "psalm", ANSWERS)
+    return query
 
 
 def _size(frame: Frame) -> tuple[int, int]:

@@ -111,7 +111,10 @@ class PsalmPrompt:
         )
 
     def _encode(self, texts: Sequence[str]) -> list[list[int]]:
-        return [e.ids for e in self.tokenizer.encode_batch(list(texts), add_special_tokens=False)]
+        try:
+            return [e.ids for e in self.tokenizer.encode_batch(list(texts), add_special_tokens=False)]
+        except TypeError:  # bytes of a terminal that are no UTF-8 arrive as lone surrogates
+            raise InputError("The prompt is not valid Unicode. Type it again.") from None
 
 
 def tail_of(prompt: PsalmPrompt, query: Classes | Refer | Regions) -> Tail:

@@ -177,9 +177,9 @@ def _record(graph: str, entry: Mapping[str, Any]) -> EngineRecord:
 
 
 def check(engines: Engines, graph: str, here: Here, bundle: Bundle) -> Path:
-    """The file of `graph`, whole and made for this machine and this bundle. Raises InputError: what is off, what mends it.
+    """The file of `graph`, whole and made for this machine and this bundle.
 
-    The whole file is read once, to hash it.
+    Raises InputError: what is off, and the command that mends it. The whole file is read once, to hash it.
     """
     mend = f"Run: {_command_of(engines.folder)}"
     if graph not in engines.records:

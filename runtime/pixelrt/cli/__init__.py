@@ -19,6 +19,7 @@ OWN = {
     "run": ("pixelrt.cli.run:run", "Export a checkpoint if need be, then ask about a sample picture."),
     "segment": ("pixelrt.cli.segment:segment", "Ask a bundle about a picture: text, masks and an overlay."),
     "track": ("pixelrt.cli.track:track", "Follow marked objects through a video."),
+    "build": ("pixelrt.cli.build:build", "Turn a bundle's graphs into TensorRT engines."),
     "inspect": ("pixelrt.cli.inspect:inspect", "Say what is in a bundle."),
     "pack": ("pixelrt.cli.pack:pack", "Write a bundle to one file, for a machine without a network."),
     "unpack": ("pixelrt.cli.pack:unpack", "Make a bundle from such a file."),

@@ -142,6 +142,8 @@ def read_engines(folder: str | os.PathLike[str]) -> Engines:
     check_form(document, FORM, str(file))
     records = {graph: _record(graph, entry) for graph, entry in document["engines"].items()}
     for record in records.values():
+        if type(record.bytes) is not int:  # of any size, which a form cannot say
+            raise InputError(f"{file}: bytes is {record.bytes!r}, wanted a whole number. {mend}")
         if Path(record.file).name != record.file:
             raise InputError(f"{file} names {record.file!r}, which lies elsewhere. Do not use these engines.")
     return Engines(folder, document["target"], records)

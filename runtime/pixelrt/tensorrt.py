@@ -7,7 +7,7 @@ caches, progress monitors. Precision flags, calibrators and `supports_model`, wh
 
 from __future__ import annotations
 
-import importlib
+import importlib.util
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from types import ModuleType
@@ -84,6 +84,10 @@ class Library:
             config.num_compute_capabilities = 1
             name = architecture.replace("sm_", "SM")
             config.set_compute_capability(getattr(self.module.ComputeCapability, name), 0)
+
+
+def installed(flavour: str) -> bool:
+    return any(importlib.util.find_spec(name) is not None for name in DIFFERENCES[flavour].modules)
 
 
 def open_library(backend: str) -> Library:

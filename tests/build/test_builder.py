@@ -251,6 +251,7 @@ def test_killed_at_ten_random_moments(double: pytest.MonkeyPatch, bundle: Path) 
         process.kill()
         process.wait()
         whole = all_whole(bundle)
+        print(sorted(whole))
         if whole == GRAPHS:
             shutil.rmtree(bundle / "engines")
     built(bundle)

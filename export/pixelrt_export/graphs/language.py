@@ -110,7 +110,7 @@ class _InPlace:
             g.output(present, present, "activations", shape)
             # Only what is filled: without the Slice the whole buffer is multiplied every step.
             read.append(g.op("Slice", present, g.constant([0]), self.seen, g.constant([2])))
-        # No softmax_precision: TensorRT's parser refuses the attribute. Its kernels, as ONNX Runtime's, choose for fp16.
+        # No softmax_precision: TensorRT's parser refuses the attribute; the kernel chooses, as ONNX Runtime's does.
         scale = self.config.head_dim**-0.5
         return str(g.op("Attention", q, *read, "attn_mask", is_causal=0, scale=scale))
 

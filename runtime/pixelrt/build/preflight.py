@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -83,11 +82,6 @@ def available_memory(root: Path = CGROUP, meminfo: Path = Path("/proc/meminfo"))
         return free if limit == "max" else min(free, max(0, int(limit) - int(used)))
     except (OSError, ValueError):
         return free
-
-
-def writable(folder: Path) -> bool:
-    place = next(path for path in (folder, *folder.parents) if path.exists())
-    return os.access(place, os.W_OK)
 
 
 def _size(count: int) -> str:

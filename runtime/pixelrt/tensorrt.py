@@ -108,7 +108,8 @@ def open_library(backend: str) -> Library:
                     f"{name} is installed but cannot be loaded ({error}). Install the libraries it names."
                 ) from None
             else:
-                return _checked(Library(flavour, module, module.__version__, _cuda_of(flavour)))
+                if hasattr(module, "Builder"):  # else some file or folder of that name on Python's path
+                    return _checked(Library(flavour, module, module.__version__, _cuda_of(flavour)))
     if backend == "auto":
         raise MissingExtra("TensorRT (nor TensorRT-RTX)", RTX)
     raise MissingExtra("TensorRT-RTX" if backend == RTX else "TensorRT", backend)

@@ -1,6 +1,6 @@
 """TensorRT-RTX itself, without a GPU: every graph of both families is taken and becomes an engine.
 
-benchmarks/tensorrt_rtx.py does the shipped checkpoints and those of full width, for four architectures.
+benchmarks/rtx_engines.py does the shipped checkpoints and those of full width, for four architectures.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Do the graphs of both families build as TensorRT-RTX engines? Without a GPU, for the architectures it knows.
 
-    python benchmarks/tensorrt_rtx.py SCRATCH [--width tiny|full] [--family F] [--precision P] [--target T]
+    python benchmarks/rtx_engines.py SCRATCH [--width tiny|full] [--family F] [--precision P] [--target T]
                                       [--graph G] [--json FILE]
 
 tiny: the shipped checkpoints. full: random weights of the released widths (CLIP-L/14 at 448 px and LLaMA-7B's width;

@@ -11,7 +11,6 @@ import ctypes
 import dataclasses
 import json
 import os
-import resource
 import signal
 import sys
 from collections.abc import Callable
@@ -109,8 +108,13 @@ def run(job: Job, library: Library, say: Say) -> dict[str, Any]:
     if library.timing:
         _keep_timing(config, job)
     del monitor  # TensorRT does not hold it
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    return {"done": {**about, "bytes": plan.nbytes, "peak": peak}}
+    return {"done": {**about, "bytes": plan.nbytes, "peak": _peak()}}
+
+
+def _peak() -> int:
+    """Bytes of memory that this process held at most. getrusage also counts the parent's at the time of the fork."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:")), 0)
 
 
 def _refusals(trt: Any, log: Any, network: Any, builder: Any, content: bytes, job: Job) -> list[str]:

@@ -10,8 +10,8 @@ from pathlib import Path
 from pixelrt.build.parts import Part
 from pixelrt.build.targets import Target
 
-# The most that TensorRT-RTX's builder took: 4.4 times the weights (Swin-B at 1024 px, fp16), 3.3 times (CLIP-L, LLaMA in
-# int4), and 0.3 GB for any graph.
+# The most that TensorRT-RTX's builder took: 4.4 times the weights (Swin-B at 1024 px, fp16; CLIP-L and LLaMA in int4:
+# 3.3 times), and 0.3 GB for any graph.
 PEAK, BASE = 4.5, 300 << 20
 KERNELS = 16 << 20  # of an engine beside its weights; 7 to 12 MB seen
 CONTEXT = 512 << 20  # CUDA's own, and activations

@@ -1,14 +1,15 @@
 # make test       all tests, from nothing: makes .venv-test and .venv-compat first
 # make check      ruff, and mypy (strict on runtime and kernels)
 # make kernels    the host library of the kernels, and the GPU code where nvcc is at hand; needs no environment
+# make tensorrt-check  installs TensorRT-RTX into build/ (95 MB) and builds engines of small models with it; no GPU needed
 # make gpu-check  builds the kernels, runs the tests marked gpu, times the kernels; writes benchmarks/results/gpu-check.json
 # make clean      removes everything that was made here except bundles
 #
 # PIXELRT_PYTHON=PROGRAM  the Python to make the environments with, 3.10 to 3.13 (default: python3)
 
-.PHONY: test check kernels gpu-check clean
+.PHONY: test check kernels tensorrt-check gpu-check clean
 test: .compat
-test check gpu-check: .test
+test check tensorrt-check gpu-check: .test
 
 bin := .venv-test/bin
 # ONNX Runtime 1.23.2 is the newest for Python 3.10 (JetPack 6); it runs the language graph's compatibility twin.
@@ -29,6 +30,13 @@ check:
 
 kernels:
 	cd kernels && $(or $(PIXELRT_PYTHON),python3) -m pixelrt_kernels.build
+
+# Beside the environment and not in it, so that `make test` is the same on every machine.
+rtx := build/tensorrt-rtx
+rtx_wheels := tensorrt-rtx-cu13-libs==1.7.1.116 tensorrt-rtx-cu13-bindings==1.7.1.116
+tensorrt-check:
+	[ -d $(rtx) ] || $(bin)/python -m pip --disable-pip-version-check install --quiet --no-deps --target $(rtx) $(rtx_wheels)
+	PYTHONPATH=$(rtx) $(bin)/python -m pytest -m tensorrt tests/build
 
 gpu-check:
 	$(bin)/python -m benchmarks.gpu_check

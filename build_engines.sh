@@ -9,14 +9,15 @@
 #
 #   pixelrt run CHECKPOINT_OR_BUNDLE [ARGUMENT]...
 #
-# which exports a checkpoint to bundles/NAME (unless the bundle there was made from it), asks a sample question
-# about a sample picture, and prints the answer, the time of each stage, the path of the overlay picture and the
+# which exports a checkpoint to bundles/NAME (unless the bundle there was made from it), builds TensorRT engines in
+# the bundle where TensorRT and an NVIDIA GPU are (`pixelrt build`, docs/tensorrt.md), asks a sample question about a
+# sample picture, and prints the answer, the time of each stage, the path of the overlay picture and the
 # next command. ARGUMENTs are those of `pixelrt run`, for example --image P --prompt T --vision-tower DIR, or for a
 # PSALM --task panoptic --classes FILE.
 # A bundle needs only the light runtime; a checkpoint also needs PyTorch (a download of some hundred megabytes, or
 # gigabytes where only CUDA builds of it are offered).
 #
-# This release runs on the CPU, also on a Jetson or beside an NVIDIA GPU: no TensorRT engines are built yet.
+# Without TensorRT the graphs run on the CPU, also on a Jetson or beside an NVIDIA GPU.
 #
 # On a Jetson the environment sees the system's packages, JetPack's TensorRT among them; docs/jetson.md goes from a
 # flashed device to masks. What is missing anywhere, and how to mend it: .venv/bin/pixelrt doctor
@@ -37,7 +38,7 @@ if [ -z "${PIXELRT_VENV-}" ]; then
   "$here/.venv/bin/python" -m pixelrt_kernels.build --host --quiet || true
 fi
 venv=${PIXELRT_VENV:-$here/.venv}
-run() { "$venv/bin/python" -m pixelrt.cli run "$@"; }
+run() { "$venv/bin/python" -m pixelrt.cli run --engines "$@"; }
 shipped() { run "$here/checkpoints/$1" --bundle "$here/bundles/$1" --out "$here/pixelrt-out/$1" "${@:2}"; }
 
 if [ $# -gt 0 ]; then

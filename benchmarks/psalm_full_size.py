@@ -36,8 +36,8 @@ SIZES = {
 HALVES = ("export", "answer")
 
 
-def write_checkpoint(folder: Path) -> None:
-    """The golden checkpoint's files with weights of the released shapes in place of its own."""
+def write_checkpoint(folder: Path, kept: Callable[[str], bool] = lambda name: True) -> None:
+    """The golden checkpoint's files with weights of the released shapes in place of its own. kept: names to write."""
     from random_checkpoint import random_tensor, shards
 
     runpy.run_path(str(GOLDEN / "make_checkpoint.py"))["write_checkpoint"](folder)
@@ -48,7 +48,7 @@ def write_checkpoint(folder: Path) -> None:
     shapes = json.loads((GOLDEN / "real_keys.json").read_text())
 
     def tensors() -> Iterator[tuple[str, np.ndarray]]:
-        for name, shape in shapes.items():
+        for name, shape in ((name, shape) for name, shape in shapes.items() if kept(name)):
             if name.endswith("relative_position_index"):
                 yield name, relative_positions(round(shape[0] ** 0.5))
             elif name.endswith("num_batches_tracked"):

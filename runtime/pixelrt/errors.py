@@ -8,6 +8,7 @@ EXTRA_OF_MODULE = {
     "pycuda": "cuda",
     "tensorrt": "tensorrt",
     "tensorrt_rtx": "tensorrt-rtx",
+    "tensorrt_rtx_bindings": "tensorrt-rtx",
     "torch": "export",
     "transformers": "export",
     "optimum": "export",

@@ -22,8 +22,8 @@ ARROWS = {
 # Package -> the only places below runtime/pixelrt that may import it.
 RUNTIME_ONLY_IN = {
     "onnxruntime": ("engine_ort.py",),
-    "tensorrt": ("engine_trt.py", "build.py"),
-    "tensorrt_rtx": ("engine_trt.py", "build.py"),
+    "tensorrt": ("tensorrt.py", "engine_trt.py"),
+    "tensorrt_rtx": ("tensorrt.py", "engine_trt.py"),
     "pycuda": ("cuda.py",),
     "click": ("cli",),
     "av": ("frames.py",),

@@ -110,12 +110,9 @@ class _InPlace:
             g.output(present, present, "activations", shape)
             # Only what is filled: without the Slice the whole buffer is multiplied every step.
             read.append(g.op("Slice", present, g.constant([0]), self.seen, g.constant([2])))
-        precision = {} if g.activations == "float32" else {"softmax_precision": 1}
-        return str(
-            g.op(
-                "Attention", q, *read, "attn_mask", is_causal=0, scale=self.config.head_dim**-0.5, **precision
-            )
-        )
+        # No softmax_precision: TensorRT's parser refuses the attribute; the kernel chooses, as ONNX Runtime's does.
+        scale = self.config.head_dim**-0.5
+        return str(g.op("Attention", q, *read, "attn_mask", is_causal=0, scale=scale))
 
 
 @dataclass

@@ -20,6 +20,7 @@ OWN = {
     "segment": ("pixelrt.cli.segment:segment", "Ask a bundle about a picture: text, masks and an overlay."),
     "track": ("pixelrt.cli.track:track", "Follow marked objects through a video."),
     "eval": ("pixelrt.cli.evaluate:evaluate", "Score bundles on a published dataset."),
+    "build": ("pixelrt.cli.build:build", "Turn a bundle's graphs into TensorRT engines."),
     "inspect": ("pixelrt.cli.inspect:inspect", "Say what is in a bundle."),
     "pack": ("pixelrt.cli.pack:pack", "Write a bundle to one file, for a machine without a network."),
     "unpack": ("pixelrt.cli.pack:unpack", "Make a bundle from such a file."),

@@ -30,6 +30,7 @@ SAMPLES = Path(__file__).resolve().parents[3] / "calib_data"  # in a checkout; a
 )
 @click.option("--vision-tower", type=click.Path(path_type=Path), help="As for `pixelrt export`.")
 @click.option("--precision", help="As for `pixelrt export`.")
+@click.option("--engines", is_flag=True, help="Build TensorRT engines too, where TensorRT and a GPU are.")
 @query_options
 @debug_option
 @click.pass_context
@@ -43,6 +44,7 @@ def run(
     bundle: Path | None,
     vision_tower: Path | None,
     precision: str | None,
+    engines: bool,
     **asked: Any,
 ) -> None:
     """Export a checkpoint if need be, then ask its bundle about a picture, with --prompt or a --task.
@@ -67,6 +69,8 @@ def run(
             ctx.invoke(_command(ctx, "export"), checkpoint=_short(source), bundle=folder, **options)
     else:
         raise InputError(f"{source} is not a folder. Give the folder of a checkpoint or of a bundle.")
+    if engines and _can_build():
+        ctx.invoke(_command(ctx, "build"), bundle=_short(folder))
     spoken = "answer:   " if asked["task"] is None else "\n"  # a task is answered with masks alone
     click.echo(printable(f"\nimage:    {_short(image)}\nquestion: {words}\n{spoken}"), nl=False)
     where = {} if out is None else {"out": _short(out)}
@@ -110,6 +114,13 @@ def made_from(folder: Path, checkpoint: Path, vision_tower: Path | None, precisi
         ]
         files += [(tower / name, sha256) for name, sha256 in clip]
     return bool(files) and all(same(file, sha256) for file, sha256 in files)
+
+
+def _can_build() -> bool:
+    from pixelrt.gpu import find_gpu
+    from pixelrt.tensorrt import TENSORRT, installed
+
+    return find_gpu() is not None and installed(TENSORRT)
 
 
 def _question(image: Path | None, prompt: str | None) -> tuple[Path, str]:

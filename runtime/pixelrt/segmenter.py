@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pixelrt.bundle import Bundle
-from pixelrt.engine import Array, Backend
+from pixelrt.engine import Backend, Value
 from pixelrt.errors import InputError
 from pixelrt.language import Context
 from pixelrt.masks import Mask
@@ -34,9 +34,9 @@ class Frame:
 
     image: npt.NDArray[np.uint8]  # (H, W, 3)
     content: tuple[int, int]  # rows and columns of the network input that the image fills
-    tokens: Array  # (T, D) image tokens of the language model
+    tokens: Value  # (T, D) image tokens of the language model
     token_valid: npt.NDArray[np.bool_]  # (T,) False where a token lies in the padding
-    features: Mapping[str, Array]  # inputs of the pixel decoder
+    features: Mapping[str, Value]  # inputs of the pixel decoder
     bundle: str  # SHA-256 of the manifest of the bundle that encoded it
     timing: Mapping[str, float] = field(default_factory=dict)  # stage -> ms
     context: Context | None = None  # what the language model has read of it, where prompts share that

@@ -109,7 +109,8 @@ class RecordingBackend:
 
 class _Recorder:
     def __init__(self, graph: str, engine: Engine, backend: RecordingBackend) -> None:
-        self.graph, self.engine, self.backend, self.file = graph, engine, backend, engine.file
+        self.graph, self.engine, self.backend = graph, engine, backend
+        self.file, self.memory = engine.file, engine.memory
 
     def __call__(
         self, inputs: Mapping[str, Array], into: Mapping[str, Array] | None = None

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 import numpy as np
 import numpy.typing as npt
 
+from pixelrt.backends import check_name, open_backend
 from pixelrt.bundle import Bundle
 from pixelrt.engine import Backend, Value
 from pixelrt.errors import InputError
@@ -25,7 +26,6 @@ if TYPE_CHECKING:  # Pillow stays out of `import pixelrt`
 
 # A family is one module: `open_family(bundle, backend) -> Segmenter`.
 FAMILIES = {"pixellm": "pixelrt.families.pixellm", "psalm": "pixelrt.families.psalm"}
-BACKENDS = ("auto", "onnxruntime")
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,7 +64,7 @@ class Segmenter(Protocol):
     """A loaded bundle."""
 
     bundle: Bundle
-    backend: str
+    backend: str  # what runs it: `onnxruntime-cpu`, or with versions and GPU
 
     def encode(self, image: Any) -> Frame:
         """image: path, bytes, file object, PIL image or uint8 array (H, W, 3), (H, W, 4), (H, W)."""
@@ -93,15 +93,15 @@ class Tracker(Protocol):
 def load(path: str | os.PathLike[str], backend: str = "auto", expect_sha256: str | None = None) -> Segmenter:
     """Load a bundle.
 
-    backend: `auto` or `onnxruntime` (CPU). expect_sha256: refuse the bundle unless its manifest, which holds the
+    backend: `auto` takes TensorRT, then ONNX Runtime on the GPU, then on the CPU, and `Segmenter.backend` says which;
+    or one of `pixelrt.backends.BACKENDS`. expect_sha256: refuse the bundle unless its manifest, which holds the
     hash of every file, has this one. Raises InputError.
     """
     if not isinstance(path, str | os.PathLike):
         raise InputError(f"A bundle is given by its path, not by a {type(path).__name__}.")
     if expect_sha256 is not None and not isinstance(expect_sha256, str):
         raise InputError(f"expect_sha256 is {expect_sha256!r}. Give 64 hexadecimal digits.")
-    if backend not in BACKENDS:
-        raise InputError(f"No backend {backend!r}. Choose one of: {', '.join(BACKENDS)}.")
+    check_name(backend)
     return open_bundle(Bundle.read(path, expect_sha256=expect_sha256), backend)
 
 
@@ -112,11 +112,8 @@ def open_bundle(bundle: Bundle, backend: str | Backend = "auto") -> Segmenter:
         raise InputError(
             f"{bundle.path} is of family {family!r}; this pixelrt knows {', '.join(FAMILIES)}. Upgrade pixelrt."
         )
-    if isinstance(backend, str):
-        from pixelrt.engine_ort import OrtBackend
-
-        backend = OrtBackend(bundle)
-    segmenter: Segmenter = importlib.import_module(FAMILIES[family]).open_family(bundle, backend)
+    opened = open_backend(bundle, backend) if isinstance(backend, str) else backend
+    segmenter: Segmenter = importlib.import_module(FAMILIES[family]).open_family(bundle, opened)
     return segmenter
 
 

@@ -56,13 +56,14 @@ def installed(emulate: Any = None, version: str = VERSION) -> Iterator[Doubles]:
 
 @dataclass(frozen=True)
 class Sizes:
-    """The most of everything, as docs/bundle.md's letters."""
+    """The most of everything, as docs/bundle.md's letters. past: tokens before a prefill with a growing cache."""
 
     cache: int = 512
     prefill: int = 384
     decode: int = 8
     targets: int = 4
     conditions: int = 40
+    past: int | None = None
 
 
 def with_engines(
@@ -126,7 +127,7 @@ def _profiles(inputs: Any, graph: str, sizes: Sizes, in_place: bool) -> dict[str
             "B": 1,
             "S": tokens,
             "T": sizes.cache,
-            "P": sizes.cache,
+            "P": sizes.cache if sizes.past is None or tokens == sizes.decode else sizes.past,
             "M": sizes.cache,
             "R": min(tokens, 64),
             "N": sizes.targets,

@@ -209,6 +209,7 @@ def tensorrt_double(machine: Machine, version: str = "10.16.1") -> ModuleType:
     trt: Any = ModuleType("tensorrt")
     trt.__version__ = version
     trt.engines = []
+    trt.Builder = None  # not doubled; by its name a module is told from a folder that is called like it
     trt.ILogger, trt.TensorIOMode = ILogger, TensorIOMode
     trt.ExecutionContextAllocationStrategy = ExecutionContextAllocationStrategy
     trt.nptype = lambda of: NUMPY[of].type

@@ -46,7 +46,12 @@ OUT = "pixelrt-out"
     help="Finish a mask's tokens once begun, or do as the original code, which drops all masks "
     "of an answer with an unfinished one.",
 )
-@click.option("--backend", default="auto", show_default=True, help="What runs the graphs.")
+@click.option(
+    "--backend",
+    default="auto",
+    show_default=True,
+    help="What runs the graphs: auto, tensorrt, tensorrt-rtx, onnxruntime-cuda or onnxruntime.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print answer.json instead of the summary.")
 @debug_option
 def segment(
@@ -98,7 +103,7 @@ def segment(
         say()
     for line in _mask_lines(answer, out):
         say(line)
-    say()
+    say(f"\nbackend: {segmenter.backend}")
     for line in _timing_lines({"load": load_ms, **stages, "write files": write_ms}):
         say(line)
     say(f"\noverlay: {out / 'overlay.png'}")

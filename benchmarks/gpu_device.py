@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
+from pixelrt.backends import gpu_is_there
 from pixelrt_kernels.library import BUILD_COMMAND, DEVICE, find
 
+__all__ = ["gpu_device", "gpu_is_there"]
 
-def gpu_device() -> Any:
+
+def gpu_device() -> AbstractContextManager[Any]:
     """A `Device` to use in `with`. Raises LookupError with what is missing."""
     binary = find(DEVICE)
     if binary is None:
@@ -21,7 +26,13 @@ def gpu_device() -> Any:
             continue
         try:
             made = importlib.import_module(module)
-            return made.CudaDevice() if package == "pycuda" else made.CupyDevice(binary)
+            return _kernels(made.CudaDevice()) if package == "pycuda" else made.CupyDevice(binary)
         except Exception as error:  # whatever a driver that is absent or too old raises
             missing.append(f"{package}: {type(error).__name__}: {error}")
     raise LookupError("; ".join(missing))
+
+
+@contextmanager
+def _kernels(gpu: Any) -> Iterator[Any]:
+    with gpu:
+        yield gpu.kernels()

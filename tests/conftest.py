@@ -23,6 +23,18 @@ def host_library(tmp_path_factory: pytest.TempPathFactory) -> HostLibrary:
 
 
 @pytest.fixture(scope="session")
+def emulation(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The library that runs the GPU kernels on the CPU; see tests/kernels/emulation."""
+    compiler = build.compiler(HOST)
+    if compiler is None:
+        pytest.skip("no C++ compiler: the kernels cannot be emulated")
+    made: Callable[..., Path] = runpy.run_path(str(GOLDEN.parent / "kernels" / "emulation" / "device.py"))[
+        "compiled"
+    ]
+    return made(compiler, tmp_path_factory.mktemp("emulation"))
+
+
+@pytest.fixture(scope="session")
 def golden_pixellm() -> Path:
     """What the original PixelLM computed with tiny weights; see the README there."""
     return GOLDEN / "pixellm"

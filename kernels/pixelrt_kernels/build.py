@@ -54,6 +54,24 @@ def device_options(program: str) -> list[str]:
     ]
 
 
+def ptx() -> bytes:
+    """The GPU code as PTX for GPUs from sm_75 on, which a TensorRT plugin carries; compiled anew (seconds).
+
+    Raises OSError: no nvcc, or one that fails.
+    """
+    program = compiler(DEVICE)
+    if program is None:
+        raise OSError("no nvcc found")
+    kept = [option for option in device_options(program) if not option.startswith(("-gencode", "-fatbin"))]
+    with tempfile.TemporaryDirectory() as scratch:
+        out = Path(scratch) / "device.ptx"
+        call = [program, *kept, "-ptx", "-arch=compute_75", "device.cu", "-o", str(out)]
+        done = subprocess.run(call, cwd=HERE, capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise OSError(f"{program} failed:\n{done.stdout}{done.stderr}")
+        return out.read_bytes()
+
+
 def build(kind: str, folder: Path) -> Path:
     """Compile into `folder`. Raises OSError (a compiler that fails, a folder that cannot be written)."""
     program = compiler(kind)

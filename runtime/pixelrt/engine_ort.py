@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from pixelrt.bundle import Bundle, GraphFile
-from pixelrt.engine import Array
+from pixelrt.engine import HostMemory, Joined, Value
 from pixelrt.errors import InputError, MissingExtra
 
 try:
@@ -28,6 +28,7 @@ NUMPY_TYPES: dict[str, np.dtype[Any]] = {
 }
 
 
+CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
 M_MMAP_THRESHOLD, MMAP_FROM = -3, 1 << 20  # glibc's malloc.h; bytes
 
 
@@ -45,16 +46,16 @@ def return_freed_weights() -> None:
 class OrtEngine:
     """One ONNX Runtime session."""
 
-    def __init__(self, file: GraphFile, *, threads: int = 0) -> None:
-        """threads: of one operator; 0 is one per core."""
-        self.file = file
+    def __init__(self, file: GraphFile, *, threads: int = 0, provider: str = CPU) -> None:
+        """threads: of one operator; 0 is one per core. Raises InputError: a graph or a provider that does not load."""
+        self.file, self.memory = file, HostMemory(file.activations)
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         options.log_severity_level = 3
         return_freed_weights()
         try:
             self._session = onnxruntime.InferenceSession(
-                str(file.path), options, providers=["CPUExecutionProvider"]
+                str(file.path), options, providers=list(dict.fromkeys([provider, CPU]))
             )
         except Exception as error:  # of ONNX Runtime's own many kinds
             first = str(error).partition("\n")[0]
@@ -62,13 +63,18 @@ class OrtEngine:
                 f"ONNX Runtime {onnxruntime.__version__} cannot load {file.path}: {first}. "
                 "Export the bundle again, or install the version that pyproject.toml names."
             ) from error
+        if self._session.get_providers()[0] != provider:
+            raise InputError(
+                f"ONNX Runtime {onnxruntime.__version__} cannot start its {provider}. "
+                "Install the CUDA and cuDNN that it names, or use --backend onnxruntime."
+            )
         self._inputs = {i.name: NUMPY_TYPES[i.type] for i in self._session.get_inputs()}
         self._outputs = [o.name for o in self._session.get_outputs()]
 
     def __call__(
-        self, inputs: Mapping[str, Array], into: Mapping[str, Array] | None = None
-    ) -> dict[str, Array]:
-        into = into or {}
+        self, inputs: Mapping[str, Value | Joined], into: Mapping[str, Value] | None = None
+    ) -> dict[str, Value]:
+        buffers = {name: np.asarray(buffer) for name, buffer in (into or {}).items()}
         binding = self._session.io_binding()
         held = []  # ONNX Runtime borrows the memory of inputs until the run is over
         for name, dtype in self._inputs.items():
@@ -76,37 +82,55 @@ class OrtEngine:
             held.append(array)
             binding.bind_input(name, "cpu", 0, dtype, array.shape, array.ctypes.data)
         for name in self._outputs:
-            if name in into:
-                buffer = into[name]
+            if name in buffers:
+                buffer = buffers[name]
                 binding.bind_output(name, "cpu", 0, buffer.dtype, buffer.shape, buffer.ctypes.data)
             else:
                 binding.bind_output(name, "cpu")
         self._session.run_with_iobinding(binding)
         values = binding.get_outputs()
         return {
-            name: into[name] if name in into else value.numpy()
+            name: buffers[name] if name in buffers else value.numpy()
             for name, value in zip(self._outputs, values, strict=True)
         }
 
 
 class OrtBackend:
-    """ONNX Runtime's CPU provider: fp32 activations, whatever the type of the stored weights."""
+    """ONNX Runtime's CPU provider: fp32 activations, whatever the type of the stored weights.
 
-    name = "onnxruntime-cpu"
+    With `cuda` its CUDA provider: fp16 activations but where a stage was exported in fp32, and the language graph's
+    twin, whose operators that provider has long had. Caches and features cross to the host between calls.
+    """
 
     def __init__(
         self,
         bundle: Bundle,
         *,
-        activations: str = "float32",
+        activations: str | None = None,
         compatible: bool | None = None,
         threads: int = 0,
+        cuda: bool = False,
     ) -> None:
-        """compatible: run the language graph's twin for older runtimes; by default where this one is older."""
+        """activations: of all graphs, for trials. compatible: run the language graph's twin for older runtimes; by
+        default where this one is older. Raises InputError: cuda, and this onnxruntime has none."""
+        if cuda and CUDA not in onnxruntime.get_available_providers():
+            raise InputError(
+                f"The onnxruntime {onnxruntime.__version__} that is installed has no CUDA. "
+                "Run: pip uninstall onnxruntime && pip install 'pixelrt[gpu]'"
+            )
         self.bundle, self.activations, self.threads = bundle, activations, threads
+        self.provider, self.name = (CUDA, "onnxruntime-cuda") if cuda else (CPU, "onnxruntime-cpu")
         version = tuple(int(part) for part in onnxruntime.__version__.split(".")[:2])
-        self.compatible = version < IN_PLACE_SINCE if compatible is None else compatible
+        self.compatible = cuda or version < IN_PLACE_SINCE if compatible is None else compatible
 
     def open(self, graph: str) -> OrtEngine:
         name = "language_compat" if graph == "language" and self.compatible else graph
-        return OrtEngine(self.bundle.graph(name, activations=self.activations), threads=self.threads)
+        activations = self.activations or self._activations(name)
+        file = self.bundle.graph(name, activations=activations)
+        return OrtEngine(file, threads=self.threads, provider=self.provider)
+
+    def _activations(self, name: str) -> str:
+        manifest = self.bundle.manifest
+        stage = manifest["graphs"].get(name, {}).get("stage", name)
+        narrow = self.provider == CUDA and manifest["precision"].get(stage) != "fp32"
+        return "float16" if narrow else "float32"

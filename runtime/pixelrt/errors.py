@@ -30,6 +30,10 @@ class InputError(ValueError):
     """Bad input: a picture, prompt, folder or option. The message says it all; no traceback is needed."""
 
 
+class PixelrtWarning(UserWarning):
+    """Something that works, but not as well as it could; says what to do. The program prints it in one line."""
+
+
 class MissingExtra(InputError):
     """An optional dependency is absent; the message ends with the pip line that brings it."""
 

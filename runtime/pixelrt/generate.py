@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from pixelrt.engine import Array
+from pixelrt.engine import Array, Joined
 from pixelrt.errors import InputError
 from pixelrt.language import Context
 from pixelrt.tokens import TokenTable
@@ -86,7 +86,7 @@ def prompt_rows(ids: Sequence[int], first: int, codebook: Codebook) -> list[int]
 def generate(
     context: Context,
     table: TokenTable,
-    prefill: Array,
+    prefill: Array | Joined,
     visible: Array,
     seg_rows: Sequence[int],
     codebook: Codebook,

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from pixelrt.engine import Array, Engine, activation_dtype
+from pixelrt.engine import CACHE_IN, CACHE_OUT, Array, Engine, Joined, Value
 
 
 @dataclass(frozen=True)
@@ -27,36 +26,52 @@ class Context:
     """
 
     def __init__(self, engine: Engine, capacity: int) -> None:
-        """capacity: tokens this context can ever hold."""
-        self.engine, self.capacity, self.length = engine, capacity, 0
-        self.visible = np.zeros(capacity, np.bool_)
+        """capacity: tokens this context can ever hold; an engine with a cache of fixed length holds that many."""
+        self.engine, self.length = engine, 0
+        self._in_place = engine.file.cache == "in_place"
+        self._caches = [tensor for tensor in engine.file.inputs if tensor.name.startswith(CACHE_IN)]
+        fixed = engine.memory.most(self._caches[0].name, 2) if self._in_place and self._caches else None
+        if fixed is not None and capacity > fixed:
+            raise ValueError(f"this engine's cache holds {fixed} tokens, {capacity} are asked for")
+        self.capacity = fixed or capacity
+        self.visible = np.zeros(self.capacity, np.bool_)
         self.forwards = 0
-        in_place = engine.file.cache == "in_place"
-        dtype: np.dtype[Any] = activation_dtype(engine)
-        self._past: dict[str, Array] = {}
-        for tensor in engine.file.inputs:
-            if tensor.name.startswith("past."):
-                _, heads, _, width = tensor.shape
-                shape = (1, int(heads), capacity if in_place else 0, int(width))
-                self._past[tensor.name] = np.zeros(shape, dtype)
-        self._in_place = in_place
+        self._past: dict[str, Value] = {}
+        for tensor in self._caches:
+            _, heads, _, width = tensor.shape
+            shape = (1, int(heads), self.capacity if self._in_place else 0, int(width))
+            self._past[tensor.name] = engine.memory.zeros(tensor.name, shape)
 
     def __call__(
-        self, embeddings: Array, rows: Sequence[int], visible: npt.NDArray[np.bool_] | None = None
+        self, embeddings: Array | Joined, rows: Sequence[int], visible: npt.NDArray[np.bool_] | None = None
     ) -> Rows:
         """Append embeddings (S, H); rows: indices among the S that get logits and hidden states.
 
-        visible: see `read`.
+        visible: see `read`. Where the engine takes fewer than S at once they are read in pieces.
         """
-        outputs = self.read(embeddings, {"logit_rows": np.asarray(rows, np.int64)}, visible)
-        return Rows(outputs["logits"][0], outputs["hidden"][0])
+        count, wanted = len(embeddings), np.asarray(rows, np.int64)
+        most = self.engine.memory.most("inputs_embeds", 1) or count
+        logits, hidden = [], []
+        for start in range(0, count, most):
+            stop = min(start + most, count)
+            here = (wanted >= start) & (wanted < stop)
+            whole = stop - start == count
+            # Nothing is asked of a piece that only fills the cache; its last row is, for a graph needs one.
+            asked = wanted[here] - start if here.any() or whole else np.array([stop - start - 1], np.int64)
+            part = None if visible is None else visible[start:stop]
+            outputs = self.read(_rows(embeddings, start, stop), {"logit_rows": asked}, part)
+            if here.any() or whole:
+                logits.append(np.asarray(outputs["logits"])[0])
+                hidden.append(np.asarray(outputs["hidden"])[0])
+        order = np.argsort(np.argsort(wanted // most, kind="stable"), kind="stable")
+        return Rows(np.concatenate(logits)[order], np.concatenate(hidden)[order])
 
     def read(
         self,
-        embeddings: Array,
+        embeddings: Array | Joined,
         asked: Mapping[str, Array],
         visible: npt.NDArray[np.bool_] | None = None,
-    ) -> dict[str, Array]:
+    ) -> dict[str, Value]:
         """Append embeddings (S, H); gives the graph's outputs for what is asked of these S rows.
 
         asked: the inputs that only this model's graph has. visible (S,): tokens that no later token may look at
@@ -68,15 +83,19 @@ class Context:
             raise ValueError(f"context of {self.capacity} tokens cannot take {end}")
         self.visible[start:end] = True if visible is None else visible
         position = np.arange(start, end)
-        causal = np.arange(end)[None] <= position[:, None]
-        inputs: dict[str, Array] = {
-            "inputs_embeds": embeddings[None],
+        # Rounded up, so that an engine sees few different lengths; what is beyond the end is masked.
+        step = self.engine.memory.step if self._in_place else 1
+        seen = min(-(-end // step) * step, self.capacity)
+        mask = np.zeros((count, seen), np.bool_)
+        mask[:, :end] = (np.arange(end)[None] <= position[:, None]) & self.visible[:end]
+        inputs: dict[str, Value | Joined] = {
+            "inputs_embeds": embeddings if isinstance(embeddings, Joined) else embeddings[None],
             "position_ids": position[None],
-            "attn_mask": (causal & self.visible[:end])[None, None],
+            "attn_mask": mask[None, None],
             **asked,
             **self._past,
         }
-        into: dict[str, Array] = {}
+        into: dict[str, Value] = {}
         if self._in_place:
             inputs["write_indices"] = np.array([start], np.int64)
             into = {_present(name): buffer for name, buffer in self._past.items()}
@@ -86,6 +105,14 @@ class Context:
         self.length = end
         self.forwards += 1
         return outputs
+
+    def can_append(self, count: int, after: int) -> bool:
+        """Whether the engine reads `count` tokens behind `after` others at once. A growing cache may be in the way:
+        TensorRT wants the ends of a profile to add up, so one for long prompts begins with an empty cache."""
+        if self._in_place:
+            return True
+        caches = {(name, 2): after for name in self._past}
+        return self.engine.memory.takes({("inputs_embeds", 1): count, **caches})
 
     def rewind(self, length: int, capacity: int | None = None) -> None:
         """Forget all but the first `length` tokens. capacity: tokens to have room for from now on, at least."""
@@ -99,9 +126,25 @@ class Context:
                 self._past[name] = cache[:, :, :length]
             elif more:
                 self._past[name] = np.pad(
-                    cache[:, :, :length], ((0, 0), (0, 0), (0, self.capacity - length), (0, 0))
+                    np.asarray(cache)[:, :, :length], ((0, 0), (0, 0), (0, self.capacity - length), (0, 0))
                 )
 
 
+def positions(engine: Engine, most: int) -> int:
+    """Tokens that a context of this engine can hold, `most` where the engine sets no limit."""
+    memory, file = engine.memory, engine.file
+    caches = [tensor.name for tensor in file.inputs if tensor.name.startswith(CACHE_IN)]
+    limits = [memory.most("attn_mask", 3)]
+    if file.cache == "in_place" and caches:
+        limits.append(memory.most(caches[0], 2))
+    return min([most, *(limit for limit in limits if limit is not None)])
+
+
+def _rows(embeddings: Array | Joined, start: int, stop: int) -> Array | Joined:
+    if stop - start == len(embeddings):
+        return embeddings
+    return embeddings.rows(start, stop) if isinstance(embeddings, Joined) else embeddings[start:stop]
+
+
 def _present(past: str) -> str:
-    return "present." + past.removeprefix("past.")
+    return CACHE_OUT + past.removeprefix(CACHE_IN)

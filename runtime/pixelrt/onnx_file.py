@@ -74,15 +74,15 @@ def with_size(content: bytes, letter: str, size: int) -> bytes:
 def _resized(content: memoryview, message: str, letter: bytes, size: int) -> bytes:
     if message == "Dimension":
         named = any(field == 2 and bytes(value) == letter for field, value in _fields(content))
-        return b"\x08" + _as_varint(size) if named else bytes(content)  # field 1, a number
+        return b"\x08" + as_varint(size) if named else bytes(content)  # field 1, a number
     inner, parts = SHAPES[message], []
-    for field, whole, value in _spans(content):
+    for field, whole, value in spans(content):
         kind = inner.get(field)
         if kind is None or value is None:
             parts.append(bytes(whole))
         else:
             changed = _resized(value, kind, letter, size)
-            parts.append(_as_varint(field << 3 | 2) + _as_varint(len(changed)) + changed)
+            parts.append(as_varint(field << 3 | 2) + as_varint(len(changed)) + changed)
     return b"".join(parts)
 
 
@@ -111,30 +111,30 @@ def _tensors(content: memoryview, message: str, depth: int) -> Iterator[list[tup
 
 def _fields(content: memoryview) -> Iterator[tuple[int, memoryview]]:
     """(field number, bytes) of the length-delimited fields of one message."""
-    for field, _, value in _spans(content):
+    for field, _, value in spans(content):
         if value is not None:
             yield field, value
 
 
-def _spans(content: memoryview) -> Iterator[tuple[int, memoryview, memoryview | None]]:
+def spans(content: memoryview) -> Iterator[tuple[int, memoryview, memoryview | None]]:
     """(field number, the whole field, its bytes where it is length-delimited) of each field of one message."""
     at = 0
     while at < len(content):
         start = at
-        key, at = _varint(content, at)
+        key, at = varint(content, at)
         field, wire = key >> 3, key & 7
         # Other readers keep 32 bits of a tag: a longer one would name another field to them than to us.
         if key >> 32 or at - start > 5 or field == 0:
             raise ValueError("a field without a proper number")
         value = None
         if wire == 2:
-            size, at = _varint(content, at)
+            size, at = varint(content, at)
             if at + size > len(content):
                 raise ValueError("a field is longer than its message")
             value = content[at : at + size]
             at += size
         elif wire == 0:
-            _, at = _varint(content, at)
+            _, at = varint(content, at)
         elif wire in FIXED_SIZES:
             at += FIXED_SIZES[wire]
         else:
@@ -142,7 +142,7 @@ def _spans(content: memoryview) -> Iterator[tuple[int, memoryview, memoryview | 
         yield field, content[start:at], value
 
 
-def _varint(content: memoryview, at: int) -> tuple[int, int]:
+def varint(content: memoryview, at: int) -> tuple[int, int]:
     """The number that starts at `at`, and where it ends."""
     value = 0
     for shift in range(0, 70, 7):
@@ -156,7 +156,7 @@ def _varint(content: memoryview, at: int) -> tuple[int, int]:
     raise ValueError("a number of more than ten bytes")
 
 
-def _as_varint(value: int) -> bytes:
+def as_varint(value: int) -> bytes:
     out = bytearray()
     while value > 0x7F:
         out.append(value & 0x7F | 0x80)

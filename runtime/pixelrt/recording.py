@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from pixelrt import recorded_query, recording_file, rle
-from pixelrt.engine import Array, Engine
+from pixelrt.engine import Array, Engine, Joined, Value
 from pixelrt.errors import InputError
 from pixelrt.image import Rgb, open_image
 from pixelrt.manifest import Each, check
@@ -76,14 +76,13 @@ class Notes:
 
     def __init__(self) -> None:
         self.calls: dict[str, list[Call]] = {}
-        self._copies: dict[
-            int, tuple[Array, Array]
-        ] = {}  # by the id of the first, which is held so that it stays
+        # By the id of the first, which is held so that it stays.
+        self._copies: dict[int, tuple[Value | Joined, Array]] = {}
 
     def clear(self) -> None:
         self.calls, self._copies = {}, {}
 
-    def copied(self, arrays: Mapping[str, Array], cache: str) -> dict[str, Array]:
+    def copied(self, arrays: Mapping[str, Value | Joined], cache: str) -> dict[str, Array]:
         """Copies, for a buffer may be used again; one of an array that passes by twice unchanged."""
         found = {}
         for name, value in arrays.items():
@@ -99,14 +98,15 @@ class Noted:
     """An engine that takes notes. Whatever else the engine has, it has."""
 
     def __init__(self, graph: str, engine: Engine, notes: Notes) -> None:
-        self.graph, self.engine, self.notes, self.file = graph, engine, notes, engine.file
+        self.graph, self.engine, self.notes = graph, engine, notes
+        self.file, self.memory = engine.file, engine.memory
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.engine, name)
 
     def __call__(
-        self, inputs: Mapping[str, Array], into: Mapping[str, Array] | None = None
-    ) -> dict[str, Array]:
+        self, inputs: Mapping[str, Value | Joined], into: Mapping[str, Value] | None = None
+    ) -> dict[str, Value]:
         given = self.notes.copied(inputs, "past.")
         outputs = self.engine(inputs, into)
         self.notes.calls.setdefault(self.graph, []).append(

@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 import numpy as np
 import numpy.typing as npt
 
+from pixelrt.backends import check_name, open_backend
 from pixelrt.bundle import Bundle
-from pixelrt.engine import Array, Backend
+from pixelrt.engine import Backend, Value
 from pixelrt.errors import InputError
 from pixelrt.language import Context
 from pixelrt.masks import Mask
@@ -26,7 +27,6 @@ if TYPE_CHECKING:  # Pillow stays out of `import pixelrt`
 
 # A family is one module: `open_family(bundle, backend) -> Segmenter`.
 FAMILIES = {"pixellm": "pixelrt.families.pixellm", "psalm": "pixelrt.families.psalm"}
-BACKENDS = ("auto", "onnxruntime")
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,9 +35,9 @@ class Frame:
 
     image: npt.NDArray[np.uint8]  # (H, W, 3)
     content: tuple[int, int]  # rows and columns of the network input that the image fills
-    tokens: Array  # (T, D) image tokens of the language model
+    tokens: Value  # (T, D) image tokens of the language model
     token_valid: npt.NDArray[np.bool_]  # (T,) False where a token lies in the padding
-    features: Mapping[str, Array]  # inputs of the pixel decoder
+    features: Mapping[str, Value]  # inputs of the pixel decoder
     bundle: str  # SHA-256 of the manifest of the bundle that encoded it
     timing: Mapping[str, float] = field(default_factory=dict)  # stage -> ms
     context: Context | None = None  # what the language model has read of it, where prompts share that
@@ -65,7 +65,7 @@ class Segmenter(Protocol):
     """A loaded bundle."""
 
     bundle: Bundle
-    backend: str
+    backend: str  # what runs it: `onnxruntime-cpu`, or with versions and GPU
 
     def check(
         self,
@@ -108,15 +108,15 @@ class Tracker(Protocol):
 def load(path: str | os.PathLike[str], backend: str = "auto", expect_sha256: str | None = None) -> Segmenter:
     """Load a bundle.
 
-    backend: `auto` or `onnxruntime` (CPU). expect_sha256: refuse the bundle unless its manifest, which holds the
+    backend: `auto` takes TensorRT, then ONNX Runtime on the GPU, then on the CPU, and `Segmenter.backend` says which;
+    or one of `pixelrt.backends.BACKENDS`. expect_sha256: refuse the bundle unless its manifest, which holds the
     hash of every file, has this one. Raises InputError.
     """
     if not isinstance(path, str | os.PathLike):
         raise InputError(f"A bundle is given by its path, not by a {type(path).__name__}.")
     if expect_sha256 is not None and not isinstance(expect_sha256, str):
         raise InputError(f"expect_sha256 is {expect_sha256!r}. Give 64 hexadecimal digits.")
-    if backend not in BACKENDS:
-        raise InputError(f"No backend {backend!r}. Choose one of: {', '.join(BACKENDS)}.")
+    check_name(backend)
     return open_bundle(Bundle.read(path, expect_sha256=expect_sha256), backend)
 
 
@@ -127,11 +127,8 @@ def open_bundle(bundle: Bundle, backend: str | Backend = "auto") -> Segmenter:
         raise InputError(
             f"{bundle.path} is of family {family!r}; this pixelrt knows {', '.join(FAMILIES)}. Upgrade pixelrt."
         )
-    if isinstance(backend, str):
-        from pixelrt.engine_ort import OrtBackend
-
-        backend = OrtBackend(bundle)
-    segmenter: Segmenter = importlib.import_module(FAMILIES[family]).open_family(bundle, backend)
+    opened = open_backend(bundle, backend) if isinstance(backend, str) else backend
+    segmenter: Segmenter = importlib.import_module(FAMILIES[family]).open_family(bundle, opened)
     return segmenter
 
 

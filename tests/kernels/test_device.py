@@ -11,12 +11,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from pixelrt_kernels import build
 from pixelrt_kernels.deform_attn import launch as deform
 from pixelrt_kernels.deform_attn.reference import deform_attn
 from pixelrt_kernels.fuse_scales import launch as fuse
 from pixelrt_kernels.fuse_scales.reference import combine_scales
-from pixelrt_kernels.library import HOST
 from pixelrt_kernels.upsample_mask import labels, reference
 from pixelrt_kernels.upsample_mask import launch as mask
 
@@ -38,22 +36,19 @@ class Poisoned:
 @pytest.fixture(
     scope="module", params=["emulated", "emulated backwards", pytest.param("gpu", marks=pytest.mark.gpu)]
 )
-def device(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+def device(request: pytest.FixtureRequest) -> Iterator[Any]:
     if request.param != "gpu":
         from emulation.device import EmulatedDevice
 
-        compiler = build.compiler(HOST)
-        if compiler is None:
-            pytest.skip("no C++ compiler: the kernels cannot be emulated")
-        yield EmulatedDevice(
-            compiler, tmp_path_factory.mktemp("emulation"), backwards="back" in request.param
-        )
+        yield EmulatedDevice(request.getfixturevalue("emulation"), backwards="back" in request.param)
         return
-    from benchmarks.gpu_device import gpu_device
+    from benchmarks.gpu_device import gpu_device, gpu_is_there
 
     try:
         found = gpu_device()
     except LookupError as missing:
+        if gpu_is_there():
+            pytest.fail(f"this machine has a GPU that cannot be used: {missing}")
         pytest.skip(f"no GPU to run on: {missing}")
     with found as gpu:
         yield Poisoned(gpu)

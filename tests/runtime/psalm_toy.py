@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import tokenizers
 from pixelrt.bundle import GraphFile, Tensor
+from pixelrt.engine import HostMemory
 from pixelrt.families.psalm import Psalm
 from tokenizers.pre_tokenizers import ByteLevel
 
@@ -79,10 +80,11 @@ class Graph:
             Tensor(f"past.0.{part}", "activations", ("B", 1, "P", WIDTH)) for part in ("key", "value")
         )
         self.file = GraphFile(Path("none"), "float32", 21, cache, past if cache else (), ())
-        self.function, self.calls = function, []
+        self.function, self.calls, self.memory = function, [], HostMemory()
 
     def __call__(self, inputs: Any, into: Any = None) -> dict[str, np.ndarray]:
-        self.calls.append({name: np.array(value) for name, value in inputs.items()})
+        inputs = {name: np.asarray(value) for name, value in inputs.items()}
+        self.calls.append({name: value.copy() for name, value in inputs.items()})
         return self.function(inputs, into or {})
 
 

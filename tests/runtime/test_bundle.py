@@ -8,11 +8,14 @@ import os
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pixelrt
 import pytest
-from pixelrt.bundle import FORMAT, Bundle
+from pixelrt.bundle import FORMAT, Bundle, GraphFile
+from pixelrt.engine import HostMemory
 from pixelrt.errors import InputError
 from pixelrt.onnx_file import external_locations
 from pixelrt.segmenter import open_bundle
@@ -167,8 +170,8 @@ class NoEngines:
 
     name = "none"
 
-    def open(self, graph: str) -> None:
-        return None
+    def open(self, graph: str) -> Any:
+        return SimpleNamespace(file=GraphFile(Path("none"), "float32", 21, None, (), ()), memory=HostMemory())
 
 
 def test_no_wrong_value_of_a_manifest_surprises(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:

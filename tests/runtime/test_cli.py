@@ -106,6 +106,7 @@ def test_segment_writes_everything(fake: FakeSegmenter, picture: Path, tmp_path:
     assert document["bundle"] == {"path": str(tmp_path / "bundle"), "sha256": "ab" * 32}
     assert document["timing_ms"] == {"image": 1.0, "encode": 4.0, "pixel_decoder": 2.5}
     assert document["backend"] == "fake" and document["finished"] is True
+    assert "backend: fake\n" in result.output
     assert [mask["label"] for mask in document["masks"]] == ["red circle", "blue star"]
     for mask in document["masks"]:
         pixels = Image.open(out / mask["file"])

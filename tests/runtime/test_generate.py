@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from pixelrt.bundle import GraphFile, Tensor
+from pixelrt.engine import HostMemory
 from pixelrt.errors import InputError
 from pixelrt.generate import Codebook, Generation, check_settings, generate, prompt_rows
 from pixelrt.language import Context
@@ -34,7 +35,7 @@ class Script:
     def __init__(self, successor: Mapping[int, int], cache: str = "concat") -> None:
         past = tuple(Tensor(f"past.0.{part}", "activations", ("B", 1, "P", 1)) for part in ("key", "value"))
         self.file = GraphFile(Path("none"), "float32", 21, cache, past, ())
-        self.successor, self.reads, self.masks = successor, [], []
+        self.successor, self.reads, self.masks, self.memory = successor, [], [], HostMemory()
 
     def __call__(self, inputs, into=None):
         tokens = inputs["inputs_embeds"][0, :, 0].astype(int)
@@ -156,7 +157,7 @@ def test_ties_go_to_the_first() -> None:
         out["logits"][..., 50] = out["logits"].max()
         return out
 
-    tied.file = engine.file
+    tied.file, tied.memory = engine.file, engine.memory
     assert answer(tied).token_ids[0] == 20
 
 
@@ -177,7 +178,7 @@ def test_logits_that_are_no_numbers_are_no_answer() -> None:
         out["logits"][..., 7] = np.nan
         return out
 
-    overflowing.file = engine.file
+    overflowing.file, overflowing.memory = engine.file, engine.memory
     with pytest.raises(ArithmeticError, match="not finite"):
         answer(overflowing)
 

@@ -7,6 +7,7 @@ import os
 import shlex
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,6 +17,7 @@ import pixelrt.cli
 import pytest
 from click.testing import CliRunner, Result
 from pixelrt.cli import main
+from pixelrt.errors import PixelrtWarning
 
 
 def run(*arguments: object) -> Result:
@@ -49,6 +51,21 @@ def test_commands_of_other_packages_join(monkeypatch: pytest.MonkeyPatch) -> Non
     with_entry_points(monkeypatch, export=joined, shout=joined)
     assert run("export", "a", "b").output == "a b\n"
     assert "shout" in run("--help").output
+
+
+@click.command()
+def warns() -> None:
+    """Two warnings, of ours and of a library."""
+    warnings.warn("half as fast. Run: pixelrt build B", PixelrtWarning, stacklevel=1)
+    with pytest.warns(UserWarning, match="of a library"):
+        warnings.warn("of a library", stacklevel=1)
+
+
+def test_our_warnings_are_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    with_entry_points(monkeypatch, export=warns)
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        assert run("export").output == "warning: half as fast. Run: pixelrt build B\n"
 
 
 def test_export_has_debug_and_a_next_line_to_type(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

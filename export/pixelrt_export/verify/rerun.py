@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 from pixelrt.bundle import Bundle, GraphFile
-from pixelrt.engine import Array
+from pixelrt.engine import Array, HostMemory
 from pixelrt.recording import Call, Recording
 from pixelrt.segmenter import open_bundle
 
@@ -108,6 +108,7 @@ class Told:
 
     def __init__(self, graph: str, file: GraphFile, calls: Sequence[Call], found: Findings) -> None:
         self.file, self.graph, self.calls, self.found, self.done = file, graph, calls, found, 0
+        self.memory = HostMemory()
 
     def __call__(self, inputs: Arrays, into: Mapping[str, Array] | None = None) -> dict[str, Array]:
         if self.done == len(self.calls):
@@ -129,6 +130,7 @@ class ToldLanguage:
 
     def __init__(self, file: GraphFile, recording: Recording, found: Findings) -> None:
         self.file = replace(file, cache=None, inputs=())  # no cache: nothing is computed
+        self.memory = HostMemory()
         self.reading, self.said, self.found, self.at = reading_of(recording), Outputs(recording), found, 0
 
     def __call__(self, inputs: Arrays, into: Mapping[str, Array] | None = None) -> dict[str, Array]:

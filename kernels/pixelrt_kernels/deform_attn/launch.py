@@ -19,6 +19,37 @@ SHARED_MAX = 32768  # bytes; more samples than fit are taken in turns
 
 
 @dataclass(frozen=True)
+class Plan:
+    """How the kernel is launched: (blocks, M, B) blocks. Its arguments are value, levels, locations, weights, then
+    `arguments`, then out; a TensorRT plugin is launched just so."""
+
+    kernel: str
+    blocks: int
+    threads: int
+    shared: int  # bytes
+    arguments: tuple[int, ...]
+
+
+def deform_launch(
+    half: bool, positions: int, queries: int, heads: int, width: int, levels: int, points: int
+) -> Plan:
+    """half: values and weights are fp16. Raises ValueError for heads that are too wide."""
+    suffix, each = variant(np.float16 if half else np.float32, width)
+    threads = width // each
+    if threads > THREADS:
+        raise ValueError(f"need heads of at most {THREADS} threads' width, got {width} channels")
+    pairs = THREADS // threads
+    chunk = min(levels * points, SHARED_MAX // (PLACED * pairs))
+    return Plan(
+        f"pixelrt_deform_attn_{suffix}",
+        blocks(queries, pairs),
+        THREADS,
+        PLACED * pairs * chunk,
+        (positions, queries, width, levels, points, threads, chunk),
+    )
+
+
+@dataclass(frozen=True)
 class DeformLaunch:
     """Buffers of one size of work; `__call__` may run any number of times, `result` copies to the host."""
 
@@ -44,8 +75,7 @@ class DeformLaunch:
         batch, positions, heads, width = value.shape
         queries, levels, points = locations.shape[1], *locations.shape[3:5]
         stored: type[np.float16] | type[np.float32] = np.float16 if value.dtype == np.float16 else np.float32
-        if width // variant(stored, width)[1] > THREADS:
-            raise ValueError(f"need heads of at most {THREADS} threads' width, got {width} channels")
+        deform_launch(stored is np.float16, positions, queries, heads, width, levels, points)  # it checks
         return cls(
             device,
             device.upload(np.ascontiguousarray(value, stored)),
@@ -59,20 +89,17 @@ class DeformLaunch:
 
     def __call__(self) -> None:
         batch, positions, queries, heads, width, levels, points = self.sizes
-        suffix, each = variant(self.stored, width)
-        threads = width // each
-        pairs = THREADS // threads
-        chunk = min(levels * points, SHARED_MAX // (PLACED * pairs))
+        plan = deform_launch(self.stored is np.float16, positions, queries, heads, width, levels, points)
         self.device.launch(
-            f"pixelrt_deform_attn_{suffix}",
-            (blocks(queries, pairs), heads, batch),
-            (THREADS, 1, 1),
-            PLACED * pairs * chunk,
+            plan.kernel,
+            (plan.blocks, heads, batch),
+            (plan.threads, 1, 1),
+            plan.shared,
             self.value,
             self.levels,
             self.locations,
             self.weights,
-            *int32(positions, queries, width, levels, points, threads, chunk),
+            *int32(*plan.arguments),
             self.out,
         )
 

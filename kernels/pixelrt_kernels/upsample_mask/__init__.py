@@ -14,7 +14,7 @@ from pixelrt_kernels.upsample_mask.classes import ClassMap, class_bands
 from pixelrt_kernels.upsample_mask.labels import Owners
 from pixelrt_kernels.upsample_mask.probability import Floats
 
-__all__ = ["class_bands", "class_map", "label_map", "upsample_bits", "upsample_mask"]
+__all__ = ["ClassMap", "Owners", "class_bands", "class_map", "label_map", "upsample_bits", "upsample_mask"]
 
 
 def upsample_mask(

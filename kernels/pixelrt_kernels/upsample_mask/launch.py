@@ -1,4 +1,7 @@
-"""upsample_mask and label_map on a GPU; arguments and results as in host.py. Sizes are checked here alone."""
+"""upsample_mask and label_map on a GPU; arguments and results as in host.py. Sizes are checked here alone.
+
+low_res may lie on the GPU already, see `pixelrt_kernels.device.contiguous`.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pixelrt_kernels.device import Device, blocks, int32
+from pixelrt_kernels.device import Device, blocks, contiguous, int32
 from pixelrt_kernels.upsample_mask.host import Bytes
 from pixelrt_kernels.upsample_mask.labels import Owners, check_scores
 from pixelrt_kernels.upsample_mask.probability import Floats
@@ -38,7 +41,7 @@ class MaskLaunch:
     boxes: Any
 
     @classmethod
-    def of(cls, device: Device, low_res: Floats, square: int, content: Size, original: Size) -> MaskLaunch:
+    def of(cls, device: Device, low_res: Any, square: int, content: Size, original: Size) -> MaskLaunch:
         check(low_res, square, content, original)
         sizes, count = (*low_res.shape[1:], square, *content, *original), len(low_res)
         if count > GRID_MAX:
@@ -46,7 +49,7 @@ class MaskLaunch:
         tiles = _tiles(original)
         return cls(
             device,
-            device.upload(np.ascontiguousarray(low_res, np.float32)),
+            device.upload(contiguous(low_res, np.float32)),
             count,
             sizes,
             device.allocate(4 * count * original[0] * blocks(original[1], 32)),
@@ -91,7 +94,7 @@ class MaskLaunch:
 
 
 def upsample_bits(
-    device: Device, low_res: Floats, square: int, content: Size, original: Size
+    device: Device, low_res: Any, square: int, content: Size, original: Size
 ) -> tuple[Bytes, Floats, NDArray[np.int32]]:
     launch = MaskLaunch.of(device, low_res, square, content, original)
     if launch.count:
@@ -113,7 +116,7 @@ class LabelLaunch:
 
     @classmethod
     def of(
-        cls, device: Device, low_res: Floats, scores: Floats, square: int, content: Size, original: Size
+        cls, device: Device, low_res: Any, scores: Floats, square: int, content: Size, original: Size
     ) -> LabelLaunch:
         check(low_res, square, content, original)
         check_scores(low_res, scores)
@@ -122,7 +125,7 @@ class LabelLaunch:
             raise ValueError(f"need at most {LABELS_MAX} masks on a GPU, got {count}")
         return cls(
             device,
-            device.upload(np.ascontiguousarray(low_res, np.float32)),
+            device.upload(contiguous(low_res, np.float32)),
             device.upload(np.ascontiguousarray(scores, np.float32)),
             count,
             (*low_res.shape[1:], square, *content, *original),
@@ -151,7 +154,7 @@ class LabelLaunch:
 
 
 def label_map(
-    device: Device, low_res: Floats, scores: Floats, square: int, content: Size, original: Size
+    device: Device, low_res: Any, scores: Floats, square: int, content: Size, original: Size
 ) -> Owners:
     launch = LabelLaunch.of(device, low_res, scores, square, content, original)
     launch()

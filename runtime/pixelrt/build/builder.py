@@ -7,6 +7,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from pixelrt_kernels.build import compiler
+from pixelrt_kernels.library import DEVICE, source_hash
+
+from pixelrt.build import plugins
 from pixelrt.build.engine_folder import TIMING, EngineFolder, opened
 from pixelrt.build.parts import Part, fallback_of, parts_of, refusal
 from pixelrt.build.preflight import Finding, available_memory, examine
@@ -18,6 +22,7 @@ from pixelrt.bundle import Bundle
 from pixelrt.engines import EngineRecord, Engines, Here, folder_of
 from pixelrt.errors import InputError
 from pixelrt.gpu import Gpu, find_gpu
+from pixelrt.onnx_file import operators
 from pixelrt.tensorrt import Library, open_library
 
 
@@ -26,7 +31,8 @@ class Wish:
     """What to build. backend: `auto`, `tensorrt`, `tensorrt-rtx`. only: names of graphs, none for all.
 
     workspace: bytes the builder may use on the GPU. level: its effort, 0 to 5. fallback: a bundle of the same
-    checkpoint, for the stages that the device refuses. force: go on against the verdict.
+    checkpoint, for the stages that the device refuses. force: go on against the verdict. plugins: our kernels in place
+    of their functions (plugins.py).
     """
 
     target: str = "auto"
@@ -37,6 +43,7 @@ class Wish:
     level: int | None = None
     fallback: Path | None = None
     force: bool = False
+    plugins: bool = False
     sizes: dict[str, int] = field(default_factory=dict)  # keyword arguments of Sizes.of
 
 
@@ -48,6 +55,7 @@ class Site:
     gpu: Gpu | None
     target: Target
     folder: Path
+    plugins: bool = False
 
     @property
     def words(self) -> str:
@@ -58,7 +66,13 @@ class Site:
     def here(self) -> Here:
         """What this machine would run an engine with."""
         architecture = self.gpu.architecture if self.gpu else None
-        return Here(self.library.flavour, self.library.version, self.library.cuda, architecture)
+        return Here(
+            self.library.flavour,
+            self.library.version,
+            self.library.cuda,
+            architecture,
+            source_hash(DEVICE),
+        )
 
 
 def site_of(bundle: Bundle, wish: Wish) -> Site:
@@ -73,7 +87,12 @@ def site_of(bundle: Bundle, wish: Wish) -> Site:
     else:
         library = open_library(backend)
     target = find_target(wish.target, library, gpu)
-    return Site(library, gpu, target, folder_of(bundle.path, target.name, library.flavour))
+    if wish.plugins and not (plugins.possible(library) and compiler(DEVICE)):
+        raise InputError(
+            f"--plugins needs TensorRT {'.'.join(map(str, plugins.SINCE))} or newer with its Python plugins, and nvcc; "
+            f"{library.title} is here, and {'nvcc' if compiler(DEVICE) else 'no nvcc'}. Leave it out."
+        )
+    return Site(library, gpu, target, folder_of(bundle.path, target.name, library.flavour), wish.plugins)
 
 
 def build_engines(
@@ -232,7 +251,12 @@ def _job(site: Site, wish: Wish, folder: EngineFolder, part: Part, dry: bool) ->
         wish.level,
         str(folder.path.resolve() / TIMING),
         str(folder.partial(TIMING).resolve()),
+        _has_plugins(site, part),
     )
+
+
+def _has_plugins(site: Site, part: Part) -> bool:
+    return site.plugins and plugins.OPERATOR in operators(part.file.path.read_bytes())
 
 
 def _record(site: Site, part: Part) -> EngineRecord:
@@ -251,8 +275,8 @@ def _record(site: Site, part: Part) -> EngineRecord:
         version=site.library.version,
         cuda=site.library.cuda,
         architecture=site.target.architecture,
-        # Our operators travel as functions of standard ones, which TensorRT inlines: none of our kernels is inside.
-        kernels=None,
+        # Else our operators are functions of standard ones, which TensorRT inlines: none of our kernels is inside.
+        kernels=source_hash(DEVICE) if _has_plugins(site, part) else None,
         profiles=part.profiles,
         cache_length=part.cache_length,
         inputs=part.values(part.file.inputs),

@@ -18,6 +18,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pixelrt_kernels.build import ptx
+
+from pixelrt.build import plugins
 from pixelrt.onnx_file import with_size
 from pixelrt.tensorrt import Library, open_library
 
@@ -31,6 +34,7 @@ class Job:
     """onnx: file of the graph. engine: where the engine goes, None to look only whether TensorRT takes the graph.
 
     workspace: bytes. level: of effort, 0 to 5; None is TensorRT's own choice. timing: its cache, read and written.
+    plugins: put our kernels in place of their functions.
     """
 
     flavour: str
@@ -43,6 +47,7 @@ class Job:
     level: int | None = None
     timing: str | None = None
     timing_out: str | None = None
+    plugins: bool = False
 
 
 def main() -> int:
@@ -77,6 +82,9 @@ def run(job: Job, library: Library, say: Say) -> dict[str, Any]:
     content = Path(job.onnx).read_bytes()
     if job.cache_length is not None:
         content = with_size(content, "M", job.cache_length)
+    if job.plugins:
+        plugins.register(library, ptx())
+        content = plugins.with_plugins(content)
     if not parser.parse(content, job.onnx):
         return {"refused": _refusals(trt, log, network, builder, content, job)}
     about = {"layers": network.num_layers}

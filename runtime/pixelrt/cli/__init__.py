@@ -6,13 +6,16 @@ import errno
 import os
 import re
 import traceback
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, entry_points, version
 from typing import Any
 
 import click
 
-from pixelrt.errors import InputError, MissingExtra
+from pixelrt.errors import InputError, MissingExtra, PixelrtWarning
 
 # Command -> (module:object, what `--help` says)
 OWN = {
@@ -70,7 +73,8 @@ class Program(click.Group):
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
-            return super().invoke(ctx)
+            with _warnings_in_one_line():
+                return super().invoke(ctx)
         except (click.ClickException, click.exceptions.Exit, click.Abort):
             raise
         except KeyboardInterrupt:
@@ -79,6 +83,24 @@ class Program(click.Group):
             if isinstance(error, OSError) and error.errno == errno.EPIPE:
                 raise  # the reader of our output went away: click ends quietly
             raise click.exceptions.Exit(_report(error, debug=bool(ctx.meta.get("pixelrt.debug")))) from None
+
+
+@contextmanager
+def _warnings_in_one_line() -> Iterator[None]:
+    """Our own warnings as `warning: sentence`, those of libraries as Python shows them."""
+    usual = warnings.showwarning
+
+    def show(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:
+        if issubclass(category, PixelrtWarning):
+            say(f"warning: {message}", err=True)
+        else:
+            usual(message, category, *where, **more)
+
+    warnings.showwarning = show
+    try:
+        yield
+    finally:
+        warnings.showwarning = usual
 
 
 def _report(error: Exception, debug: bool) -> int:

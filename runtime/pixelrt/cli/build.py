@@ -52,6 +52,9 @@ UNITS = {
 @click.option("--useDLACore", "dla", type=int, help="Refused, and says why.")
 @click.option("--fallback", type=click.Path(path_type=Path),
               help="A bundle of the same checkpoint in fp16, for what is refused in int8 or int4.")  # fmt: skip
+@click.option("--plugins", is_flag=True,
+              help="Put our CUDA kernel for deformable attention into the engine: TensorRT from 10.9, needs nvcc; "
+                   "not yet run on a GPU.")  # fmt: skip
 @click.option("--dry-run", "dry", is_flag=True, help="Say what would be built and whether it can be.")
 @click.option("--force", is_flag=True, help="Build although the verdict says no.")
 @debug_option
@@ -70,6 +73,7 @@ def build(
     level: int | None,
     dla: int | None,
     fallback: Path | None,
+    plugins: bool,
     dry: bool,
     force: bool,
 ) -> None:
@@ -101,6 +105,7 @@ def build(
         level=level,
         fallback=fallback,
         force=force,
+        plugins=plugins,
         sizes={name: value for name, value in wanted.items() if value is not None},
     )
     read = Bundle.read(bundle)

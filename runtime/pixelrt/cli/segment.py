@@ -52,7 +52,12 @@ OUT = "pixelrt-out"
     metavar="FILE",
     help="Also write what went through each graph, for pixelrt verify --replay FILE.",
 )
-@click.option("--backend", default="auto", show_default=True, help="What runs the graphs.")
+@click.option(
+    "--backend",
+    default="auto",
+    show_default=True,
+    help="What runs the graphs: auto, tensorrt, tensorrt-rtx, onnxruntime-cuda or onnxruntime.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print answer.json instead of the summary.")
 @debug_option
 def segment(
@@ -113,7 +118,7 @@ def segment(
         say()
     for line in _mask_lines(answer, out):
         say(line)
-    say()
+    say(f"\nbackend: {segmenter.backend}")
     for line in _timing_lines({"load": load_ms, **stages, "write files": write_ms}):
         say(line)
     say(f"\noverlay: {out / 'overlay.png'}")

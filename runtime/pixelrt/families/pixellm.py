@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from pixelrt_kernels.upsample_mask import upsample_mask
 
 from pixelrt.bundle import Bundle
-from pixelrt.engine import Array, Backend
+from pixelrt.engine import Array, Backend, Joined
 from pixelrt.errors import InputError
 from pixelrt.generate import Codebook, Generation, check_prompted, check_settings, generate, prompt_rows
 from pixelrt.image import ImageSpec, open_image, prepare
-from pixelrt.language import Context
+from pixelrt.language import Context, positions
 from pixelrt.manifest import MANIFEST, check
 from pixelrt.masks import Answer, Mask, label_spans
 from pixelrt.prompt import Prompt, PromptBuilder, read_tokenizer
 from pixelrt.queries import Query, refuse
 from pixelrt.segmenter import Frame, frame_of, stage
 from pixelrt.tokens import TokenTable
+from pixelrt.upsample import upsample_mask
 
 MARK = "[SEG]"
 FEATURES = ("level0", "level0_key", "level0_value", "level0_query", "level1")
@@ -44,7 +45,11 @@ class PixelLM:
         tokens, language, table = manifest["tokens"], manifest["language"], manifest["embeddings"]
         self.table = TokenTable(bundle.file(table["file"]), table["dtype"], table["shape"])
         self.codebook, self.scales = Codebook(tuple(tokens["seg"])), tokens["seg_scales"]
-        self.eos, self.max_positions = tokens["eos"], language["max_positions"]
+        self._encoder = backend.open("encoder")
+        self._language = backend.open("language")
+        self._pixel_decoder = backend.open("pixel_decoder")
+        self.eos = tokens["eos"]
+        self.max_positions = positions(self._language, language["max_positions"])
         _check_tokens(bundle, self.codebook, self.scales)
         self.image_spec = ImageSpec.from_dict(manifest["image"])
         self.prompt = PromptBuilder(
@@ -55,9 +60,6 @@ class PixelLM:
             # Room for the image, and to complete a run that begins at the very end.
             self.max_positions - tokens["image_tokens"] - self.codebook.run + 1,
         )
-        self._encoder = backend.open("encoder")
-        self._language = backend.open("language")
-        self._pixel_decoder = backend.open("pixel_decoder")
 
     def encode(self, image: Any) -> Frame:
         """All that depends on the image alone; reuse the frame for every question about it."""
@@ -114,7 +116,7 @@ class PixelLM:
         spare = self.codebook.run - 1
         budget = min(max_new_tokens, self.max_positions - length - spare)
         context = Context(self._language, length + budget + spare)
-        embeddings = np.concatenate([self.table(ids.head), frame.tokens, self.table(ids.tail)])
+        embeddings = Joined((self.table(ids.head), frame.tokens, self.table(ids.tail)))
         visible = np.ones(length, np.bool_)
         visible[len(ids.head) : image_end] = frame.token_valid
         with stage(timing, "language"):
@@ -168,13 +170,20 @@ class PixelLM:
             return []
         count = len(targets)
         hidden: Array = targets.reshape(count, self.scales, self.codebook.run // self.scales, -1)
+        # As many targets at once as the engine takes.
+        most = self._pixel_decoder.memory.most("seg_hidden", 0) or count
+        parts = [hidden[i : i + most] for i in range(0, count, most)]
         with stage(timing, "pixel_decoder"):
-            low_res = self._pixel_decoder({"seg_hidden": hidden, **frame.features})["low_res_masks"]
+            drawn = [
+                self._pixel_decoder({"seg_hidden": part, **frame.features})["low_res_masks"] for part in parts
+            ]
         with stage(timing, "upsample"):
             size = frame.image.shape[:2]
-            masks, scores, boxes = upsample_mask(
-                low_res, max(frame.content), frame.content, (size[0], size[1])
-            )
+            found = [
+                upsample_mask(part, max(frame.content), frame.content, (size[0], size[1])) for part in drawn
+            ]
+            masks, scores, boxes = (_stacked(each) for each in zip(*found, strict=True))
+            low_res = _stacked([np.asarray(part) for part in drawn])
         labels = label_spans(text, list(spans.values()))
         placed = {start: (label, spans[start]) for start, label in zip(spans, labels, strict=True)}
         # Targets named in the prompt, or in pieces, have no place in the answer.
@@ -207,6 +216,10 @@ def _check_tokens(bundle: Bundle, codebook: Codebook, scales: int) -> None:
         raise InputError(
             f"{bundle.path} has embeddings of another width than its model. Export the bundle again."
         )
+
+
+def _stacked(parts: Sequence[Array]) -> Array:
+    return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
 
 def _box(row: Array) -> tuple[int, int, int, int] | None:

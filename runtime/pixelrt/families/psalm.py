@@ -11,14 +11,14 @@ import numpy as np
 from pixelrt_kernels.upsample_mask.reference import box_of
 
 from pixelrt.bundle import Bundle
-from pixelrt.engine import Array, Backend
+from pixelrt.engine import Array, Backend, Joined, Value
 from pixelrt.errors import InputError
 from pixelrt.families import psalm_masks as post
 from pixelrt.families.psalm_prompt import REGION, PsalmPrompt, Tail, tail_of
 from pixelrt.families.psalm_regions import region_masks, region_vectors
 from pixelrt.families.psalm_video import distinct, fused, tracked
 from pixelrt.image import ImageSpec, open_image, prepare
-from pixelrt.language import Context
+from pixelrt.language import Context, positions
 from pixelrt.manifest import MANIFEST, check
 from pixelrt.masks import Answer, Mask
 from pixelrt.queries import KINDS, Classes, Query, Refer, Regions, Track, refuse
@@ -67,7 +67,6 @@ class Psalm:
         check(manifest, FORM, str(bundle.path / MANIFEST))
         tokens, table = manifest["tokens"], manifest["embeddings"]
         self.image_spec = ImageSpec.from_dict(manifest["image"])
-        self.max_positions: int = manifest["language"]["max_positions"]
         self.image_tokens: int = tokens["image_tokens"]
         self.condition_kinds: dict[str, int] = manifest["conditions"]
         self.prompt = PsalmPrompt(bundle.file(tokens["tokenizer"]), manifest["prompt"], tokens)
@@ -75,6 +74,7 @@ class Psalm:
         self._encoder = backend.open("encoder")
         self._language = backend.open("language")
         self._pixel_decoder = backend.open("pixel_decoder")
+        self.max_positions = positions(self._language, manifest["language"]["max_positions"])
         self._reading = threading.Lock()  # a frame's context serves one prompt at a time
 
     def encode(self, image: Any) -> Frame:
@@ -151,7 +151,11 @@ class Psalm:
     def region_vectors(self, frame: Frame, regions: Regions) -> Array:
         """(R, H): what the prompt takes for regions of this frame."""
         masks = region_masks(regions, _size(frame))
-        return region_vectors(masks, frame.tokens, frame.content, self.image_spec.size)
+        return region_vectors(masks, np.asarray(frame.tokens), frame.content, self.image_spec.size)
+
+    @property
+    def _rows_max(self) -> int:
+        return min(ROWS_MAX, self._language.memory.most("inputs_embeds", 1) or ROWS_MAX)
 
     def _frame(self, image: Frame | Any) -> Frame:
         return frame_of(self, image)
@@ -159,7 +163,7 @@ class Psalm:
     def _sizes(self, frame: Frame) -> post.Sizes:
         return post.Sizes(self.image_spec.size, frame.content, _size(frame))
 
-    def decoded(self, frame: Frame, query: Classes) -> tuple[Array, Array, post.Sizes]:
+    def decoded(self, frame: Frame, query: Classes) -> tuple[Value, Array, post.Sizes]:
         """Mask logits (Q, h, w) and class scores (Q, C + 1), for more than one rule of psalm_masks."""
         logits, scores, _ = self._decode(frame, self._tail(query))
         return logits, scores, self._sizes(frame)
@@ -193,7 +197,7 @@ class Psalm:
 
     def _decode(
         self, frame: Frame, tail: Tail, vectors: Array | None = None
-    ) -> tuple[Array, Array, dict[str, float]]:
+    ) -> tuple[Value, Array, dict[str, float]]:
         """Mask logits (Q, h, w), scores (Q, K) and the time spent. vectors (R, H): where `tail` has regions."""
         timing: dict[str, float] = {}
         with stage(timing, "language"), self._reading:
@@ -202,9 +206,9 @@ class Psalm:
         inputs = {"queries": read["queries"], "conditions": read["conditions"], "condition_kind": kind}
         with stage(timing, "pixel_decoder"):
             out = self._pixel_decoder({**inputs, **frame.features})
-        return out["mask_logits"][0], out["scores"][0], timing
+        return out["mask_logits"][0], np.asarray(out["scores"])[0], timing
 
-    def _read(self, frame: Frame, tail: Tail, vectors: Array | None) -> dict[str, Array]:
+    def _read(self, frame: Frame, tail: Tail, vectors: Array | None) -> dict[str, Value]:
         """Conditions (1, K, D) and queries (1, Q, D). The first prompt about a frame reads head and image too."""
         context = frame.context
         if context is None:
@@ -215,24 +219,58 @@ class Psalm:
         rows = self.table(np.where(tail.ids == REGION, 0, tail.ids))
         if vectors is not None:
             rows[tail.ids == REGION] = vectors
-        first = context.length < start
+        parts = tail.parts(self._rows_max)
+        # Where the engine cannot go on behind the picture all is read again.
+        first = context.length < start or not context.can_append(len(rows[parts[0]]), start)
         context.rewind(0 if first else start, end)
-        before = np.concatenate([self.table(head), frame.tokens]) if first else rows[:0]
         kind = np.array([self.condition_kinds[tail.kind]], np.int64)
-        found: dict[str, list[Array]] = {"conditions": [], "queries": []}
-        for part in tail.parts(ROWS_MAX):
+        before = Joined((self.table(head), frame.tokens) if first else ())
+        if len(before) + len(rows[parts[0]]) > self._rows_max < ROWS_MAX:
+            before = self._filled(context, before, kind)
+        found: dict[str, list[Value]] = {"conditions": [], "queries": []}
+        for part in parts:
             shift = len(before)
             inside = (tail.mask_rows >= part.start) & (tail.mask_rows < part.stop)
-            asked: dict[str, Array] = {
-                "pool": np.pad(tail.pool(part), ((0, 0), (shift, 0)))[None],
-                "query_rows": tail.mask_rows[inside] - part.start + shift,
+            pool = np.pad(tail.pool(part), ((0, 0), (shift, 0)))
+            read = self._asked(
+                context,
+                Joined((*before.parts, rows[part])),
+                pool,
+                tail.mask_rows[inside] - part.start + shift,
+                kind,
+            )
+            for name, values in found.items():
+                values.append(read[name])
+            before = Joined(())
+        return {
+            name: values[0] if len(values) == 1 else np.concatenate([np.asarray(v) for v in values], axis=1)
+            for name, values in found.items()
+        }
+
+    def _filled(self, context: Context, before: Joined, kind: Array) -> Joined:
+        """Read all of `before` in pieces that the engine takes; nothing is left of it."""
+        for start in range(0, len(before), self._rows_max):
+            piece = before.rows(start, min(start + self._rows_max, len(before)))
+            self._asked(context, piece, np.zeros((0, len(piece)), np.float32), np.zeros(0, np.int64), kind)
+        return Joined(())
+
+    def _asked(
+        self, context: Context, rows: Joined, pool: Array, query_rows: Array, kind: Array
+    ) -> dict[str, Value]:
+        """Conditions (1, K, D) and queries (1, Q, D) of these rows. Where K or Q is 0 one of no meaning is asked for
+        and dropped: an engine is tuned for one or more."""
+        found = context.read(
+            rows,
+            {
+                "pool": (pool if len(pool) else np.zeros((1, len(rows)), np.float32))[None],
+                "query_rows": query_rows if len(query_rows) else np.zeros(1, np.int64),
                 "condition_kind": kind,
-            }
-            read = context.read(np.concatenate([before, rows[part]]), asked)
-            for name, parts in found.items():
-                parts.append(read[name])
-            before = rows[:0]
-        return {name: np.concatenate(parts, axis=1) for name, parts in found.items()}
+            },
+        )
+        return {
+            "conditions": found["conditions"] if len(pool) else found["conditions"][:, :0],
+            "queries": found["queries"] if len(query_rows) else found["queries"][:, :0],
+        }
 
     def _room(self, tail: int) -> int:
         """Positions of a prompt whose tail has `tail`. Raises InputError where the model has fewer."""
@@ -267,7 +305,7 @@ class Psalm:
         if not distinct(masks):
             return before
         try:
-            return region_vectors(masks, frame.tokens, frame.content, self.image_spec.size)
+            return region_vectors(masks, np.asarray(frame.tokens), frame.content, self.image_spec.size)
         except InputError:  # a mask too small for the network's input
             return before
 

@@ -13,14 +13,16 @@ from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
-from pixelrt_kernels.upsample_mask import class_bands, class_map, label_map, upsample_bits
+from pixelrt_kernels.upsample_mask import class_bands
 from pixelrt_kernels.upsample_mask.probability import probability
 from pixelrt_kernels.upsample_mask.reference import box_of
 
 from pixelrt.coco import Category
+from pixelrt.engine import Value
 from pixelrt.masks import Answer, Mask
 from pixelrt.queries import Classes, Refer
 from pixelrt.results import Instances, Masks, Packed, Panoptic, Segment, Semantic
+from pixelrt.upsample import class_map, label_map, upsample_bits
 
 CLASS_SCORE_MIN = 0.8  # of a query's best class, panoptic
 OVERLAP_MIN = 0.8  # part of a mask that other masks leave to it, panoptic
@@ -44,7 +46,7 @@ class Sizes:
 class Enlarged:
     """Masks (H, W) of queries, each made when first asked for, and the mean probability inside it."""
 
-    def __init__(self, logits: Floats, sizes: Sizes) -> None:
+    def __init__(self, logits: Value, sizes: Sizes) -> None:
         """logits: (Q, h, w)."""
         self.logits, self.sizes = logits, sizes
         self.made: dict[int, tuple[Packed, float]] = {}
@@ -62,14 +64,14 @@ class Enlarged:
 
     def mask(self, query: int, score: float, label: str) -> Mask:
         packed, _ = self(query)
-        return Mask(packed.mask(), score, label, None, packed.box, self.logits[query])
+        return Mask(packed.mask(), score, label, None, packed.box, np.asarray(self.logits[query]))
 
     def masks(self, found: Sequence[tuple[int, float, str]]) -> Masks:
         """Lazy masks of (query, score, label)."""
         return Masks([partial(self.mask, *one) for one in found])
 
 
-def panoptic(logits: Floats, scores: Floats, query: Classes, sizes: Sizes) -> Panoptic:
+def panoptic(logits: Value, scores: Floats, query: Classes, sizes: Sizes) -> Panoptic:
     """scores (Q, C + 1), the background last.
 
     Queries sure of a class compete for each pixel; one that keeps less than OVERLAP_MIN of its mask is dropped
@@ -105,13 +107,13 @@ def panoptic(logits: Floats, scores: Floats, query: Classes, sizes: Sizes) -> Pa
                 kind,
                 query,
                 float(best[queries[0]]),
-                logits[queries].max(0),
+                np.asarray(logits[queries]).max(0),
             )
         )
     return Panoptic(drawn, segments, categories(query))
 
 
-def instances(logits: Floats, scores: Floats, query: Classes, sizes: Sizes) -> Instances:
+def instances(logits: Value, scores: Floats, query: Classes, sizes: Sizes) -> Instances:
     """The Q best pairs of query and class; best first. Of a panoptic query, only those of things."""
     count, classes = scores.shape[0], scores.shape[1] - 1
     chance = softmax(scores)[:, :classes].ravel()
@@ -129,16 +131,17 @@ def instances(logits: Floats, scores: Floats, query: Classes, sizes: Sizes) -> I
 
 
 def semantic_bands(
-    logits: Floats, scores: Floats, sizes: Sizes, order: str = "probabilities"
+    logits: Value, scores: Floats, sizes: Sizes, order: str = "probabilities"
 ) -> Iterator[tuple[slice, Floats]]:
     """Rows of the picture and what each class (C, rows, W) sums up to there; `order` as in classes.py."""
     weights = softmax(scores)[:, :-1]
-    return class_bands(logits, weights, sizes.square, sizes.content, sizes.original, order)
+    return class_bands(np.asarray(logits), weights, sizes.square, sizes.content, sizes.original, order)
 
 
-def semantic(logits: Floats, scores: Floats, query: Classes, sizes: Sizes) -> Semantic:
+def semantic(logits: Value, scores: Floats, query: Classes, sizes: Sizes) -> Semantic:
     """The class with the largest sum at each pixel; the background is no candidate."""
     chance = softmax(scores)[:, :-1]
+    logits = np.asarray(logits)  # all of it is read here
     drawn, area, share = class_map(logits, chance, sizes.square, sizes.content, sizes.original)
     surest = chance.argmax(0)  # query of each class
     segments = [
@@ -148,7 +151,7 @@ def semantic(logits: Floats, scores: Floats, query: Classes, sizes: Sizes) -> Se
     return Semantic(drawn, segments, categories(query))
 
 
-def referred(logits: Floats, scores: Floats, query: Refer, sizes: Sizes) -> Answer:
+def referred(logits: Value, scores: Floats, query: Refer, sizes: Sizes) -> Answer:
     """scores (Q, 1). The best mask, or all above SEVERAL_SCORE_MIN, best first."""
     chance, enlarged = probability(scores[:, 0]), Enlarged(logits, sizes)
     # No more masks can be above the limit than queries are.
@@ -161,7 +164,7 @@ def referred(logits: Floats, scores: Floats, query: Refer, sizes: Sizes) -> Answ
     return Answer("", [], enlarged.masks([(q, score, label) for q, score in found]), {})
 
 
-def of_regions(logits: Floats, scores: Floats, labels: Sequence[str], sizes: Sizes) -> Answer:
+def of_regions(logits: Value, scores: Floats, labels: Sequence[str], sizes: Sizes) -> Answer:
     """scores (Q, R). The best mask of each region, in their order."""
     chance, enlarged = probability(scores), Enlarged(logits, sizes)
     best = [ranked(chance[:, r], enlarged, 1)[0] for r in range(scores.shape[1])]

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pixelrt_kernels.upsample_mask.probability import probability
 
+from pixelrt.engine import Value
 from pixelrt.families.psalm_masks import Enlarged, Sizes, ranked
 from pixelrt.masks import Mask
 from pixelrt.results import Tracked
@@ -24,7 +25,7 @@ Bits = NDArray[np.bool_]
 Floats = NDArray[np.float32]
 
 
-def tracked(logits: Floats, scores: Floats, labels: Sequence[str], sizes: Sizes) -> Tracked:
+def tracked(logits: Value, scores: Floats, labels: Sequence[str], sizes: Sizes) -> Tracked:
     """scores (Q, R). Object after object takes the best query that none before it took.
 
     An object whose CANDIDATES are all taken gets the best of them.

@@ -15,15 +15,20 @@ from pixelrt_kernels.library import HERE
 GUARD = 64  # bytes before and after each buffer
 
 
+def compiled(program: str, folder: Path, *options: str) -> Path:
+    """The library that emulates. program: a C++ compiler."""
+    library = folder / "emulation.so"
+    here = Path(__file__).parent
+    flags = ["-std=c++17", "-O2", "-ffp-contract=off", "-fPIC", "-shared", *options]
+    command = [program, *flags, f"-I{HERE}", str(here / "kernels.cpp"), "-o", str(library)]
+    subprocess.run(command, check=True)
+    return library
+
+
 class EmulatedDevice:
-    def __init__(self, program: str, folder: Path, *options: str, backwards: bool = False) -> None:
-        """program: a C++ compiler. backwards: the last thread of a block runs first."""
+    def __init__(self, library: Path, backwards: bool = False) -> None:
+        """backwards: the last thread of a block runs first."""
         self.backwards = int(backwards)
-        library = folder / "emulation.so"
-        here = Path(__file__).parent
-        flags = ["-std=c++17", "-O2", "-ffp-contract=off", "-fPIC", "-shared", *options]
-        command = [program, *flags, f"-I{HERE}", str(here / "kernels.cpp"), "-o", str(library)]
-        subprocess.run(command, check=True)
         self.emulate = ctypes.CDLL(str(library)).emulate
         self.buffers: list[NDArray[np.uint8]] = []
 

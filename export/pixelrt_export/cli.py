@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shlex
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 
 import click
 from pixelrt.cli import debug_option, say
+from pixelrt.cli.progress import ProgressLine
 
 # As in pixelrt_export.export, which is not imported before it is needed.
 PRECISIONS = click.Choice(["fp32", "fp16", "int8", "int4", "nf4"])
@@ -57,11 +57,17 @@ def _thresholds(command: Callable[..., None]) -> Callable[..., None]:
     "(default: calib_data of the project).",
 )
 @click.option(
+    "--nearest",
+    is_flag=True,
+    help="Round int4 to the nearest steps: no pictures, a fraction of the time, answers a little further off.",
+)
+@click.option(
     "--gate/--no-gate",
     default=None,
     help="Compare with the checkpoint before the bundle gets its name (default: where layers are rounded).",
 )
 @click.option("--auto", is_flag=True, help="Keep the layers at fault in 16 bits where the gate says no.")
+@click.option("--restart", is_flag=True, help="Use nothing of what a stopped export has left.")
 @_thresholds
 @_vision_tower
 @debug_option
@@ -74,8 +80,10 @@ def export(
     pixel_decoder: str | None,
     block: str,
     calib: Path | None,
+    nearest: bool,
     gate: bool | None,
     auto: bool,
+    restart: bool,
     min_iou: float,
     min_same: float,
     vision_tower: Path | None,
@@ -84,6 +92,8 @@ def export(
 
     fp32 changes nothing; fp16 halves the bundle. int8 rounds the encoder's weights and activations and the
     language model's weights, int4 and nf4 the language model's weights; all the rest is then fp16.
+
+    An export that is stopped goes on where it was when the same command is given again.
     """
     from pixelrt_export.export import export_bundle
     from pixelrt_export.gate import ROUNDED, Refused, export_gated
@@ -92,35 +102,39 @@ def export(
 
     given = {"encoder": encoder, "language": language, "pixel_decoder": pixel_decoder}
     stages = {stage: value for stage, value in given.items() if value}
-    start = time.perf_counter()
-    settings = Settings(calib=calib, block=int(block), progress=CountLine())
-    common: dict[str, Any] = {
-        "precision": precision,
-        "stages": stages,
-        "vision_tower": vision_tower,
-        "settings": settings,
-        "progress": ProgressLine(),
-    }
     rounds = {precision, *stages.values()} & set(ROUNDED)
-    if gate or auto or (gate is None and rounds):
-        thresholds = Thresholds(min_iou, min_same)
+    start = time.perf_counter()
+    with ProgressLine() as progress:
+
+        def note(text: str) -> None:
+            progress.close()
+            say(text, err=True)
+
+        common: dict[str, Any] = {
+            "precision": precision,
+            "stages": stages,
+            "vision_tower": vision_tower,
+            "settings": Settings(calib=calib, block=int(block), calibrated=not nearest, progress=progress),
+            "restart": restart,
+            "note": note,
+        }
+        verdict = ""
         try:
-            path, report = export_gated(
-                checkpoint,
-                bundle,
-                **common,
-                thresholds=thresholds,
-                auto=auto,
-                note=lambda text: say(text, err=True),
-            )
+            if gate or auto or (gate is None and rounds):
+                thresholds = Thresholds(min_iou, min_same)
+                path, report = export_gated(checkpoint, bundle, **common, thresholds=thresholds, auto=auto)
+                verdict = report.sentence()
+            else:
+                path = export_bundle(checkpoint, bundle, **common)
         except Refused as refused:
-            say(f"refused: {refused}", err=True)
+            note(f"refused: {refused}")
             raise click.exceptions.Exit(1) from None
-        say(f"verified: {report.sentence()}")
-    else:
-        path = export_bundle(checkpoint, bundle, **common)
-    size = sum(file.stat().st_size for file in path.iterdir())
-    say(f"{path}  {size / 1e6:.1f} MB  {time.perf_counter() - start:.1f} s")
+        except KeyboardInterrupt:
+            note("stopped; the same command goes on where this was")
+            raise
+    if verdict:
+        say(f"verified: {verdict}")
+    say(f"{path}  {size_of(path) / 1e6:.1f} MB  {time.perf_counter() - start:.1f} s")
     if click.get_current_context().meta.get("pixelrt.next", True):  # `pixelrt run` has a better one
         say(f"next: {shlex.join(['pixelrt', 'segment', str(path), 'IMAGE', 'Segment the ...'])}")
 
@@ -157,9 +171,11 @@ def verify(
     from pixelrt_export.verify.bundle import open_original, verify_bundle
     from pixelrt_export.verify.report import Thresholds
 
+    start = time.perf_counter()
     original = open_original(checkpoint, vision_tower)
     records = read_records(images, original.typed)
-    report = verify_bundle(bundle, original, records, Thresholds(min_iou, min_same), CountLine())
+    with ProgressLine() as progress:
+        report = verify_bundle(bundle, original, records, Thresholds(min_iou, min_same), progress)
     for stage, row in report.stages().items():
         say(
             f"{stage:<22} largest error {row['error']:8.2g}  may be {row['limit']:<6g}  cosine {row['cosine']:.6f}"
@@ -169,37 +185,11 @@ def verify(
         report.write(out)
         say(f"report: {out / 'report.md'}")
     say(f"{'passed' if report.passed else 'failed'}: {report.sentence()}")
+    say(f"{bundle}  {size_of(bundle) / 1e6:.1f} MB  {time.perf_counter() - start:.1f} s")
     if not report.passed:
         raise click.exceptions.Exit(1)
+    say(f"next: {shlex.join(['pixelrt', 'segment', str(bundle), 'IMAGE', 'Segment the ...'])}")
 
 
-class ProgressLine:
-    """One line on a terminal that is rewritten: what is written, how much of it, how long it will take."""
-
-    def __init__(self) -> None:
-        self.start = time.perf_counter()
-
-    def __call__(self, what: str, done: int, total: int) -> None:
-        if not sys.stderr.isatty():
-            return
-        seconds = time.perf_counter() - self.start
-        left = f"{seconds * (total - done) / done:5.0f} s left" if 0 < done < total else ""
-        line = f"{what:32.32} {done / 1e6:9.1f} of {total / 1e6:.1f} MB {left}"
-        click.echo(f"\r\x1b[2K{line}" + ("\r\x1b[2K" if what == "manifest.json" else ""), err=True, nl=False)
-
-
-class CountLine:
-    """The same for steps that are counted."""
-
-    def __init__(self) -> None:
-        self.start, self.what = time.perf_counter(), ""
-
-    def __call__(self, what: str, done: int, total: int) -> None:
-        if not sys.stderr.isatty():
-            return
-        if what != self.what:
-            self.start, self.what = time.perf_counter(), what
-        seconds = time.perf_counter() - self.start
-        left = f"{seconds * (total - done) / done:5.0f} s left" if 0 < done < total else ""
-        line = f"{what}: {done} of {total} {left}" if done < total else ""
-        click.echo(f"\r\x1b[2K{line}", err=True, nl=False)
+def size_of(bundle: Path) -> int:
+    return sum(file.stat().st_size for file in bundle.iterdir())

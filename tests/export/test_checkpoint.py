@@ -48,7 +48,7 @@ def test_files_and_hashes_are_the_provenance(toy: Path) -> None:
     assert read.files() == {
         name: (toy / name).stat().st_size for name in ("config.json", "model.safetensors")
     }
-    assert read.sha256()["config.json"] == hashlib.sha256(json.dumps(CONFIG).encode()).hexdigest()
+    assert read.sha256("config.json") == hashlib.sha256(json.dumps(CONFIG).encode()).hexdigest()
 
 
 def test_scalars_empty_and_unaligned_tensors(tmp_path: Path) -> None:

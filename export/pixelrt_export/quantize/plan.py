@@ -175,9 +175,9 @@ def _pictures(records: Sequence[Record], reader: Reader, progress: Progress) -> 
 
 
 def _texts(records: Sequence[Record], model: Model, progress: Progress) -> list[Text]:
-    probe = Probe(model.encoder, model.encoder_opset)
+    probe = Probe(model.encoder, model.encoder_opset, tapped=False)
     found = []
     for record in records:
-        found.append(model.reader.text(record, probe(model.reader.picture(record), taps=False)))
+        found.append(model.reader.text(record, probe(model.reader.picture(record))))
         progress("questions encoded", len(found), len(records))
     return found

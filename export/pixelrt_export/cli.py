@@ -11,6 +11,7 @@ from typing import Any
 import click
 from pixelrt.cli import debug_option, say
 from pixelrt.cli.progress import ProgressLine
+from pixelrt.errors import InputError
 
 # As in pixelrt_export.export, which is not imported before it is needed.
 PRECISIONS = click.Choice(["fp32", "fp16", "int8", "int4", "nf4"])
@@ -103,6 +104,8 @@ def export(
     given = {"encoder": encoder, "language": language, "pixel_decoder": pixel_decoder}
     stages = {stage: value for stage, value in given.items() if value}
     rounds = {precision, *stages.values()} & set(ROUNDED)
+    if nearest and (language or precision) != "int4":
+        raise InputError("--nearest is a way of rounding to int4. Leave it out, or add --precision int4.")
     start = time.perf_counter()
     with ProgressLine() as progress:
 

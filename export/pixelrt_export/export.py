@@ -119,6 +119,7 @@ def export_bundle(
             head["asked_precision"] = precision
         manifest = {**head, **sink.manifest, "graphs": sink.graphs}
         names = sink.names
+        del sink  # and with it what calibration holds
         _finish(work, manifest, names, settings)
         if gate is not None:
             verdict = gate(work.bundle)

@@ -210,6 +210,27 @@ def test_command(golden_checkpoint_a: Path, tmp_path: Path) -> None:
     assert refused.output.startswith("error: ") and refused.output.count("\n") == 1
 
 
+def test_nearest_is_for_int4(golden_checkpoint_a: Path, tmp_path: Path) -> None:
+    refused = CliRunner().invoke(main, ["export", str(golden_checkpoint_a), str(tmp_path / "b"), "--nearest"])
+    assert refused.exit_code == 2 and "--nearest is a way of rounding to int4" in refused.output
+    given = ["--nearest", "--precision", "int4", "--no-gate"]
+    done = CliRunner().invoke(main, ["export", str(golden_checkpoint_a), str(tmp_path / "b"), *given])
+    assert done.exit_code == 0, done.output
+    about = json.loads((tmp_path / "b" / "manifest.json").read_text())["quantization"]
+    assert about == {"language": {"form": "int4", "rounds": "weights", "block": 32, "by": "nearest"}}
+
+
+def test_ctrl_c_says_what_to_do(
+    golden_checkpoint_a: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("pixelrt_export.export.export_bundle", stop)
+    stopped = CliRunner().invoke(main, ["export", str(golden_checkpoint_a), str(tmp_path / "b")])
+    assert stopped.exit_code == 130 and stopped.output == "stopped; the same command goes on where this was\n"
+
+
 def test_licence(tmp_path: Path) -> None:
     assert licence_of(tmp_path) == UNSTATED
     (tmp_path / "LICENSE.txt").write_text("words")

@@ -13,6 +13,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TextIO
 
+from pixelrt.cli import printable
+
 SOON, OFTEN, SELDOM = 2.0, 0.1, 30.0  # s: before anything is said; between lines on a terminal, and elsewhere
 COUNTED = 10_000  # totals below are shown as counts, others in percent
 
@@ -58,7 +60,7 @@ class ProgressLine:
         self.close()
 
     def _write(self, text: str) -> None:
-        self._stream.write(text)
+        self._stream.write(printable(text))
         self._stream.flush()
 
 

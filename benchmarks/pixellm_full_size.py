@@ -1,11 +1,12 @@
 """PixelLM at its released sizes with random weights: export in int4, then one question on the CPU.
 
-    python benchmarks/pixellm_full_size.py SCRATCH [--size 7b|13b] [--layers N] [--precision int4] [--nearest] [--gate]
+    python benchmarks/pixellm_full_size.py SCRATCH [--size 7b|13b] [--layers N] [--block 128] [--nearest] [--gate]
 
 Runs unattended, and goes on where it was when it is stopped and started again with the same SCRATCH and options: each
 stage is written down when it ends, and an export that was stopped resumes. SCRATCH needs 20 GB of disk for 7b and
 36 GB for 13b; the checkpoint is deleted when nothing needs it any more (--keep keeps it). --layers cuts the language
-model's depth. --nearest rounds to nearest steps, without pictures. --gate checks the bundle on the calibration
+model's depth. --block: of int4; 32, which export takes by default, needs more memory than 8 GB
+for 7b's answer. --nearest rounds to nearest steps, without pictures. --gate checks the bundle on the calibration
 pictures; it runs the bundle, and so needs the bundle's memory. The checkpoint is random_checkpoint.py's, whose lm_head
 is fitted so that the answer holds one target.
 
@@ -45,6 +46,7 @@ class Run:
     size: str
     layers: int | None
     precision: str
+    block: int
     nearest: bool
     calib: Path | None
     gate: bool
@@ -62,7 +64,13 @@ class Run:
     @property
     def options(self) -> dict:
         how = "nearest" if self.nearest else "calibrated"
-        return {"size": self.size, "layers": self.depth, "precision": self.precision, "rounding": how}
+        return {
+            "size": self.size,
+            "layers": self.depth,
+            "precision": self.precision,
+            "block": self.block,
+            "rounding": how,
+        }
 
 
 # ---- stages: what each returns goes into the result ---------------------------------------------------------
@@ -86,7 +94,7 @@ def export(run: Run) -> dict:
     resumed = (run.scratch / ".bundle.partial").exists()
     before = written()
     with ProgressLine() as progress:
-        settings = Settings(calib=run.calib, calibrated=not run.nearest, progress=progress)
+        settings = Settings(run.calib, run.block, not run.nearest, progress=progress)
         checkpoint = run.checkpoint / "pixellm"
         bundle = export_bundle(
             checkpoint, run.scratch / "bundle", precision=run.precision, settings=settings, note=say
@@ -184,6 +192,7 @@ def main() -> None:
     parser.add_argument("--size", choices=SIZES, default="7b")
     parser.add_argument("--layers", type=int)
     parser.add_argument("--precision", default="int4")
+    parser.add_argument("--block", type=int, choices=(32, 64, 128), default=128)
     parser.add_argument("--nearest", action="store_true")
     parser.add_argument("--calib", type=Path, help="folder of pictures (default: calib_data)")
     parser.add_argument("--gate", action="store_true")

@@ -21,6 +21,7 @@ from pixelrt_export.shards import Entry, Shape, open_shard
 
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")  # whole, or an index (NAME.index.json) and shards
 SHOWN = 20  # names of each kind in an error
+JSON_LIMIT = 16 << 20  # bytes; the index of a model of a hundred layers has 0.1 MB
 
 
 @dataclass(frozen=True)
@@ -106,9 +107,13 @@ class Checkpoint:
         """Size in bytes of config and weight files, by name."""
         return {name: path.stat().st_size for name, path in self._files.items()}
 
-    def sha256(self) -> dict[str, str]:
-        """The same files' hashes. Reads them all: minutes for a 7B model."""
-        return {name: sha256_of(path) for name, path in self._files.items()}
+    def paths(self) -> dict[str, Path]:
+        """The same files."""
+        return dict(self._files)
+
+    def sha256(self, name: str, read: Callable[[int], None] = lambda done: None) -> str:
+        """Hash of one of these files; all of a 7B model's take minutes. read: called with the bytes read so far."""
+        return sha256_of(self._files[name], read)
 
     def account(
         self, expected: Mapping[str, Sequence[int]], dead: Sequence[DeadTensor] = ()
@@ -160,6 +165,11 @@ def file_inside(folder: Path, name: str) -> Path:
 
 
 def read_json(path: Path) -> dict[str, Any]:
+    size = path.stat().st_size
+    if size > JSON_LIMIT:
+        raise InputError(
+            f"{path} has {size:,} bytes, wanted {JSON_LIMIT:,} at most: copy it again from where it was published"
+        )
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:

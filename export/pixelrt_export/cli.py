@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shlex
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 from pixelrt.cli import debug_option, say
+from pixelrt.cli.progress import ProgressLine
+from pixelrt.errors import InputError
 
 if TYPE_CHECKING:
     from pixelrt_export.verify.report import Thresholds
@@ -61,11 +62,17 @@ def _thresholds(command: Callable[..., None]) -> Callable[..., None]:
     "(default: calib_data of the project).",
 )
 @click.option(
+    "--nearest",
+    is_flag=True,
+    help="Round int4 to the nearest steps: no pictures, a fraction of the time, answers a little further off.",
+)
+@click.option(
     "--gate/--no-gate",
     default=None,
     help="Compare with the checkpoint before the bundle gets its name (default: where layers are rounded).",
 )
 @click.option("--auto", is_flag=True, help="Keep the layers at fault in 16 bits where the gate says no.")
+@click.option("--restart", is_flag=True, help="Use nothing of what a stopped export has left.")
 @_thresholds
 @_vision_tower
 @debug_option
@@ -78,8 +85,10 @@ def export(
     pixel_decoder: str | None,
     block: str,
     calib: Path | None,
+    nearest: bool,
     gate: bool | None,
     auto: bool,
+    restart: bool,
     min_iou: float,
     min_same: float,
     vision_tower: Path | None,
@@ -88,6 +97,8 @@ def export(
 
     fp32 changes nothing; fp16 halves the bundle. int8 rounds the encoder's weights and activations and the
     language model's weights, int4 and nf4 the language model's weights; all the rest is then fp16.
+
+    An export that is stopped goes on where it was when the same command is given again.
     """
     from pixelrt_export.export import export_bundle
     from pixelrt_export.gate import ROUNDED, Refused, export_gated
@@ -96,35 +107,41 @@ def export(
 
     given = {"encoder": encoder, "language": language, "pixel_decoder": pixel_decoder}
     stages = {stage: value for stage, value in given.items() if value}
-    start = time.perf_counter()
-    settings = Settings(calib=calib, block=int(block), progress=CountLine())
-    common: dict[str, Any] = {
-        "precision": precision,
-        "stages": stages,
-        "vision_tower": vision_tower,
-        "settings": settings,
-        "progress": ProgressLine(),
-    }
     rounds = {precision, *stages.values()} & set(ROUNDED)
-    if gate or auto or (gate is None and rounds):
-        thresholds = Thresholds(min_iou, min_same)
+    if nearest and (language or precision) != "int4":
+        raise InputError("--nearest is a way of rounding to int4. Leave it out, or add --precision int4.")
+    start = time.perf_counter()
+    with ProgressLine() as progress:
+
+        def note(text: str) -> None:
+            progress.close()
+            say(text, err=True)
+
+        common: dict[str, Any] = {
+            "precision": precision,
+            "stages": stages,
+            "vision_tower": vision_tower,
+            "settings": Settings(calib=calib, block=int(block), calibrated=not nearest, progress=progress),
+            "restart": restart,
+            "note": note,
+        }
+        verdict = ""
         try:
-            path, report = export_gated(
-                checkpoint,
-                bundle,
-                **common,
-                thresholds=thresholds,
-                auto=auto,
-                note=lambda text: say(text, err=True),
-            )
+            if gate or auto or (gate is None and rounds):
+                thresholds = Thresholds(min_iou, min_same)
+                path, report = export_gated(checkpoint, bundle, **common, thresholds=thresholds, auto=auto)
+                verdict = report.sentence()
+            else:
+                path = export_bundle(checkpoint, bundle, **common)
         except Refused as refused:
-            say(f"refused: {refused}", err=True)
+            note(f"refused: {refused}")
             raise click.exceptions.Exit(1) from None
-        say(f"verified: {report.sentence()}")
-    else:
-        path = export_bundle(checkpoint, bundle, **common)
-    size = sum(file.stat().st_size for file in path.iterdir())
-    say(f"{path}  {size / 1e6:.1f} MB  {time.perf_counter() - start:.1f} s")
+        except KeyboardInterrupt:
+            note("stopped; the same command goes on where this was")
+            raise
+    if verdict:
+        say(f"verified: {verdict}")
+    say(f"{path}  {size_of(path) / 1e6:.1f} MB  {time.perf_counter() - start:.1f} s")
     if click.get_current_context().meta.get("pixelrt.next", True):  # `pixelrt run` has a better one
         say(f"next: {shlex.join(['pixelrt', 'segment', str(path), 'IMAGE', 'Segment the ...'])}")
 
@@ -175,17 +192,25 @@ def verify(
     if replay is not None:
         _replay(bundle, checkpoint, images, replay, out, Thresholds(min_iou, min_same), vision_tower)
         return
+    start = time.perf_counter()
     original = open_original(checkpoint, vision_tower)
     records = read_records(images, original.typed)
-    report = verify_bundle(bundle, original, records, Thresholds(min_iou, min_same), CountLine())
+    with ProgressLine() as progress:
+        report = verify_bundle(bundle, original, records, Thresholds(min_iou, min_same), progress)
     _say_stages(report.stages())
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)
         report.write(out)
         say(f"report: {out / 'report.md'}")
     say(f"{'passed' if report.passed else 'failed'}: {report.sentence()}")
+    say(f"{bundle}  {size_of(bundle) / 1e6:.1f} MB  {time.perf_counter() - start:.1f} s")
     if not report.passed:
         raise click.exceptions.Exit(1)
+    say(f"next: {shlex.join(['pixelrt', 'segment', str(bundle), 'IMAGE', 'Segment the ...'])}")
+
+
+def size_of(bundle: Path) -> int:
+    return sum(file.stat().st_size for file in bundle.iterdir())
 
 
 def _replay(
@@ -198,7 +223,6 @@ def _replay(
     vision_tower: Path | None,
 ) -> None:
     from pixelrt.bundle import Bundle
-    from pixelrt.errors import InputError
     from pixelrt.recording import Recording
 
     from pixelrt_export.verify.bundle import open_original
@@ -209,7 +233,8 @@ def _replay(
         raise InputError("--replay brings its own picture: leave out --images.")
     recording = Recording.read(file)
     read = Bundle.read(bundle)
-    found = replay(read, open_original(checkpoint, vision_tower), recording, thresholds, CountLine())
+    with ProgressLine() as progress:
+        found = replay(read, open_original(checkpoint, vision_tower), recording, thresholds, progress)
     if found.same_bundle:
         say("the recording, and this bundle here given the same:")
         _say_stages(stages_of(found.machine))
@@ -231,35 +256,3 @@ def _say_stages(stages: dict[str, dict[str, float]]) -> None:
         say(
             f"{stage:<22} largest error {row['error']:8.2g}  may be {row['limit']:<6g}  cosine {row['cosine']:.6f}"
         )
-
-
-class ProgressLine:
-    """One line on a terminal that is rewritten: what is written, how much of it, how long it will take."""
-
-    def __init__(self) -> None:
-        self.start = time.perf_counter()
-
-    def __call__(self, what: str, done: int, total: int) -> None:
-        if not sys.stderr.isatty():
-            return
-        seconds = time.perf_counter() - self.start
-        left = f"{seconds * (total - done) / done:5.0f} s left" if 0 < done < total else ""
-        line = f"{what:32.32} {done / 1e6:9.1f} of {total / 1e6:.1f} MB {left}"
-        click.echo(f"\r\x1b[2K{line}" + ("\r\x1b[2K" if what == "manifest.json" else ""), err=True, nl=False)
-
-
-class CountLine:
-    """The same for steps that are counted."""
-
-    def __init__(self) -> None:
-        self.start, self.what = time.perf_counter(), ""
-
-    def __call__(self, what: str, done: int, total: int) -> None:
-        if not sys.stderr.isatty():
-            return
-        if what != self.what:
-            self.start, self.what = time.perf_counter(), what
-        seconds = time.perf_counter() - self.start
-        left = f"{seconds * (total - done) / done:5.0f} s left" if 0 < done < total else ""
-        line = f"{what}: {done} of {total} {left}" if done < total else ""
-        click.echo(f"\r\x1b[2K{line}", err=True, nl=False)

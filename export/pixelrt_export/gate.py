@@ -1,28 +1,36 @@
 """Export that answers for what it wrote: a bundle of few bits gets its name once it agrees with its checkpoint.
 
 One that does not agree is bisected: exported again with its worst layers in 16 bits, to find the fewest that make it
-pass. With `auto` that bundle is the result; without, it is refused, and the error names those layers.
+pass. With `auto` that bundle is the result; without, it is refused, and the error names those layers. Verdicts are
+kept beside the destination (`.NAME.trials`) until the end, so that a killed search goes on where it was.
 """
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Mapping
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
-from pixelrt_export.export import REJECTED, Progress, Rejected, export_bundle
-from pixelrt_export.quantize.plan import Settings
-from pixelrt_export.quantize.records import read_records
+from pixelrt_export.checkpoint import Checkpoint
+from pixelrt_export.export import REJECTED, Rejected, chosen_precision, export_bundle
+from pixelrt_export.families import family_of
+from pixelrt_export.job import job
+from pixelrt_export.quantize.plan import Progress, Settings
+from pixelrt_export.quantize.records import Record, read_records
 from pixelrt_export.verify.bundle import open_original, verify_bundle
 from pixelrt_export.verify.report import Report, Thresholds
+from pixelrt_export.work import Concluded, work_on
 
 ROUNDED = ("int8", "int4", "nf4")
 PLACES = {"encoder": ("clip.", "swin."), "language": ("language.",)}  # how a stage's layers are named
 SHOWN = 6
+FIRST = "first"  # the verdict on the bundle that was asked for
 
 
-class Refused(RuntimeError):
+class Refused(Concluded):
     """A bundle did not pass, and this is why."""
 
 
@@ -36,61 +44,92 @@ def export_gated(
     settings: Settings,
     thresholds: Thresholds,
     auto: bool,
-    progress: Progress,
+    restart: bool = False,
     note: Callable[[str], None],
 ) -> tuple[Path, Report]:
     """Export and verify on the calibration pictures. Raises InputError, Refused."""
-    original = open_original(checkpoint, vision_tower)
-    records = read_records(settings.calib, original.typed)
-    seen: list[Report] = []
+    target = bundle.resolve()
+    opened = Checkpoint.open(checkpoint)
+    family = family_of(str(opened.config.get("model_type")))
+    records = read_records(settings.calib, family.TYPED)
+    judge = Judge(checkpoint, vision_tower, records, thresholds, settings.progress)
+    sources = family.sources(opened, vision_tower)
+    same = job(sources, chosen_precision(precision, stages), settings, records)
 
-    def gate(folder: Path) -> Report:
-        seen.append(verify_bundle(folder, original, records, thresholds, settings.progress))
-        return seen[-1]
-
-    def export(target: Path, keep: frozenset[str]) -> Path:
+    def export(folder: Path, keep: Sequence[str], restart: bool = False) -> Path:
         return export_bundle(
             checkpoint,
-            target,
+            folder,
             precision=precision,
             stages=stages,
             vision_tower=vision_tower,
-            settings=replace(settings, keep=settings.keep | keep),
-            gate=gate,
-            progress=progress,
+            settings=replace(settings, keep=settings.keep | frozenset(keep)),
+            gate=judge,
+            restart=restart,
+            note=note,
         )
 
-    try:
-        return export(bundle, frozenset()), seen[-1]
-    except Rejected as rejected:
-        refusal, report = rejected, rejected.verdict
-    note(f"not passed: {report.sentence()}")
-    suspects = worst_first(report)
-    trial = bundle.resolve().with_name(f".{bundle.resolve().name}.trial")
+    with work_on(target, ".trials") as trials:
+        begun = trials.begin(same | {"the thresholds": asdict(thresholds)}, restart)
+        refused = target.with_name(target.name + REJECTED)
+        if FIRST in trials.done and not refused.exists():
+            trials.forget_from(FIRST)
+        if FIRST not in trials.done:
+            try:
+                return export(bundle, (), restart), judge.report
+            except Rejected as rejected:
+                found = {"said": judge.report.sentence(), "suspects": worst_first(judge.report)}
+                trials.note(FIRST, {**found, "refusal": str(rejected)})
+        elif begun == "":
+            note("goes on after the check of the bundle")
+        first = trials.done[FIRST]
+        note(f"not passed: {first['said']}")
+        suspects: list[str] = first["suspects"]
+        trial = target.with_name(f".{target.name}.trial")
 
-    def passes(count: int) -> bool:
-        try:
-            export(trial, frozenset(suspects[:count]))
-        except Rejected:
-            pass
-        finally:
-            for folder in (trial, trial.with_name(trial.name + REJECTED)):
-                shutil.rmtree(folder, ignore_errors=True)
-        note(f"with {count} of {len(suspects)} layers in 16 bits: {seen[-1].sentence()}")
-        return seen[-1].passed
+        def attempt(count: int) -> dict[str, Any]:
+            with suppress(Rejected):
+                export(trial, suspects[:count])
+            shutil.rmtree(trial, ignore_errors=True)
+            shutil.rmtree(trial.with_name(trial.name + REJECTED), ignore_errors=True)
+            return {"passed": judge.report.passed, "said": judge.report.sentence()}
 
-    count = fewest(len(suspects), passes)
-    if count is None:
-        raise Refused(
-            f"{refusal} Rounding is not the reason: it does not pass with every layer in 16 bits either."
-        )
-    guilty = suspects[:count]
-    if not auto:
-        named = ", ".join(guilty[:SHOWN]) + (f" and {count - SHOWN} more" if count > SHOWN else "")
-        raise Refused(f"{refusal} It passes with {named} in 16 bits: --auto does that.")
-    path = export(bundle, frozenset(guilty))
-    shutil.rmtree(refusal.folder)
-    return path, seen[-1]
+        def passes(count: int) -> bool:
+            verdict = trials.once(f"{count} kept", lambda: attempt(count))
+            note(f"with {count} of {len(suspects)} layers in 16 bits: {verdict['said']}")
+            return bool(verdict["passed"])
+
+        count = fewest(len(suspects), passes)
+        if count is None:
+            raise Refused(
+                f"{first['refusal']} Rounding is not the reason: it does not pass with every layer in 16 bits "
+                "either."
+            )
+        guilty = suspects[:count]
+        if not auto:
+            named = ", ".join(guilty[:SHOWN]) + (f" and {count - SHOWN} more" if count > SHOWN else "")
+            raise Refused(f"{first['refusal']} It passes with {named} in 16 bits: --auto does that.")
+        path = export(bundle, guilty)
+        shutil.rmtree(refused)
+        return path, judge.report
+
+
+@dataclass
+class Judge:
+    """A gate for `export_bundle` that keeps its last report. The original is opened for the check alone: its vision
+    tower takes 1.3 GB at 7B, which the export needs itself."""
+
+    checkpoint: Path
+    vision_tower: Path | None
+    records: Sequence[Record]
+    thresholds: Thresholds
+    progress: Progress
+    report: Report = field(init=False)
+
+    def __call__(self, folder: Path) -> Report:
+        original = open_original(self.checkpoint, self.vision_tower)
+        self.report = verify_bundle(folder, original, self.records, self.thresholds, self.progress)
+        return self.report
 
 
 def worst_first(report: Report) -> list[str]:

@@ -1,25 +1,31 @@
 """One weight file for all graphs of a bundle.
 
 Every graph names the tensors it needs; the first one to ask writes the tensor, the others get the same offset.
-A tensor is made only when it is written, so export never holds more than one of them.
+A tensor is made only when it is written, so export never holds more than one of them. With a `Work`, tensors that an
+earlier run has written are found again instead of being made.
 """
 
 from __future__ import annotations
 
+import math
+import zlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Protocol
+from typing import BinaryIO, Protocol
 
 import ml_dtypes
 import numpy as np
 import onnx
 from pixelrt.errors import InputError
 
+from pixelrt_export.work import Work
+
 PAGE = 4096  # large tensors begin at a page, so that a runtime can map them instead of copying
 LINE = 64  # small ones at a cache line: a page each would cost a small model a tenth of its size
 LARGE = 1 << 16
+TENSOR = "tensor "  # before its name, in the journal
 
 ONNX_DTYPES: dict[str, int] = {
     "float32": onnx.TensorProto.FLOAT,
@@ -55,11 +61,43 @@ class Weights(Protocol):
 class WeightFile:
     """Append-only writer of `weights.data`; use as a context manager."""
 
-    def __init__(self, path: Path, written: Callable[[str, int], None] = lambda name, size: None) -> None:
-        """written: called with the name of each tensor and the size of the file after it."""
-        self.path, self._written = path, written
+    def __init__(
+        self,
+        path: Path,
+        written: Callable[[str, int], None] = lambda name, values: None,
+        work: Work | None = None,
+        checked: Callable[[int, int], None] = lambda done, total: None,
+    ) -> None:
+        """written: called with the name of each tensor and how many values the file has then. work: keeps what is
+        written, and may know of some already; checked: of these, bytes looked at and in all."""
+        self.path, self._written, self._work = path, written, work
         self.slots: dict[str, Slot] = {}
-        self._file = path.open("wb")
+        if work is not None:
+            self._find(work, checked)
+        self.values = sum(math.prod(slot.shape) for slot in self.slots.values())
+        path.touch()
+        self._file = path.open("r+b")
+        self._file.truncate(self.size)  # what a killed run began
+        self._file.seek(0, 2)
+
+    def _find(self, work: Work, checked: Callable[[int, int], None]) -> None:
+        """Take the tensors of the journal, up to the first whose bytes are not what was written."""
+        known = [(key, work.done[key]) for key in work.done if key.startswith(TENSOR)]
+        total = max((row["offset"] + row["length"] for _, row in known), default=0)
+        if not known:
+            return
+        if not self.path.is_file():
+            work.forget_from(known[0][0])
+            return
+        with self.path.open("rb") as stream:
+            for key, row in known:
+                name = key.removeprefix(TENSOR)
+                slot = Slot(name, row["dtype"], tuple(row["shape"]), row["offset"], row["length"])
+                if _crc(stream, slot) != row["crc"]:
+                    work.forget_from(key)
+                    return
+                self.slots[name] = slot
+                checked(slot.offset + slot.length, total)
 
     def __contains__(self, name: str) -> bool:
         return name in self.slots
@@ -81,9 +119,24 @@ class WeightFile:
         self._file.write(b"\0" * (-self._file.tell() % alignment))
         offset = self._file.tell()
         array.tofile(self._file)
-        self.slots[name] = Slot(name, dtype, values.shape, offset, array.nbytes)
-        self._written(name, self.size)
-        return self.slots[name]
+        slot = self.slots[name] = Slot(name, dtype, values.shape, offset, array.nbytes)
+        if self._work is not None:
+            self._file.flush()
+            row = {key: value for key, value in asdict(slot).items() if key != "name"}
+            self._work.note(TENSOR + name, {**row, "crc": zlib.crc32(array)})
+        self.values += values.size
+        self._written(name, self.values)
+        return slot
+
+    def read(self, name: str) -> np.ndarray:
+        """A tensor that was written, in the type it was made in."""
+        slot = self.slots[name]
+        self._file.flush()
+        if slot.dtype == "int4":
+            return unpacked(np.fromfile(self.path, np.uint8, slot.length, offset=slot.offset), slot.shape)
+        kind = np.dtype(slot.dtype)
+        count = slot.length // kind.itemsize
+        return np.fromfile(self.path, kind, count, offset=slot.offset).reshape(slot.shape)
 
     @property
     def size(self) -> int:
@@ -108,11 +161,18 @@ def packed(values: np.ndarray) -> np.ndarray:
     return np.asarray(nibbles[::2] | nibbles[1::2] << 4, np.uint8)
 
 
+def unpacked(data: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """The int8 values of `packed` bytes."""
+    signed, pairs = data.view(np.int8), np.empty((len(data), 2), np.int8)
+    pairs[:, 0], pairs[:, 1] = (signed << 4) >> 4, signed >> 4  # shifts carry the sign
+    return pairs.reshape(shape)
+
+
 def narrowed(name: str, array: np.ndarray, dtype: str) -> np.ndarray:
     """`array` in `dtype`, C order. A value that is not finite, or would not be in `dtype`, is refused."""
     wide = array.astype(np.float32) if array.dtype == ml_dtypes.bfloat16 else array
     with np.errstate(over="ignore"):
-        narrow = np.ascontiguousarray(wide.astype(dtype))
+        narrow = wide.astype(dtype, order="C")
     if np.isfinite(narrow).all():
         return narrow
     if np.isfinite(wide).all():
@@ -121,3 +181,12 @@ def narrowed(name: str, array: np.ndarray, dtype: str) -> np.ndarray:
             "Export this stage with precision fp32."
         )
     raise InputError(f"{name} holds values that are not finite. Get the checkpoint again.")
+
+
+def _crc(stream: BinaryIO, slot: Slot) -> int:
+    """CRC-32 of a tensor's bytes in the file."""
+    stream.seek(slot.offset)
+    value, left = 0, slot.length
+    while left and (piece := stream.read(min(left, 1 << 20))):
+        value, left = zlib.crc32(piece, value), left - len(piece)
+    return value

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -15,6 +16,8 @@ from typing import Any
 from pixelrt.errors import InputError
 from pixelrt.manifest import FORMAT, LARGEST, MANIFEST, parse
 from pixelrt.onnx_file import external_locations
+
+Progress = Callable[[int, int], None]  # done, of how much
 
 
 @dataclass(frozen=True)
@@ -46,12 +49,17 @@ class Bundle:
 
     @classmethod
     def read(
-        cls, path: str | os.PathLike[str], *, expect_sha256: str | None = None, verify: bool = True
+        cls,
+        path: str | os.PathLike[str],
+        *,
+        expect_sha256: str | None = None,
+        verify: bool = True,
+        progress: Progress = lambda done, total: None,
     ) -> Bundle:
         """Read and check a bundle folder.
 
         expect_sha256: the hash the manifest must have (it covers all files). verify: hash every file; without
-        it only names and sizes are checked. Raises InputError.
+        it only names and sizes are checked. progress: bytes hashed, and in all. Raises InputError.
         """
         folder = Path(path)
         file = folder / MANIFEST
@@ -67,8 +75,15 @@ class Bundle:
             )
         manifest = parse(file, raw)
         bundle = cls(folder, manifest, sha256)
-        for name, entry in manifest["files"].items():
-            bundle._check(name, entry, verify)
+        sizes = {name: bundle._check_size(name, entry) for name, entry in manifest["files"].items()}
+        before, total = 0, sum(sizes.values())
+        for name, size in sizes.items() if verify else ():
+
+            def read(done: int, before: int = before) -> None:
+                progress(before + done, total)
+
+            bundle._check_hash(name, manifest["files"][name], read)
+            before += size
         bundle._check_uses()
         return bundle
 
@@ -119,7 +134,7 @@ class Bundle:
                 f"{self.path / MANIFEST} uses {name!r} but lists no hash for it. Export the bundle again."
             )
 
-    def _check(self, name: str, entry: dict[str, Any], verify: bool) -> None:
+    def _check_size(self, name: str, entry: dict[str, Any]) -> int:
         file = self.file(name)
         if not file.is_file():
             raise InputError(f"{self.path} lacks {name}. Copy or export the bundle again.")
@@ -128,7 +143,11 @@ class Bundle:
             raise InputError(
                 f"{file} has {size} bytes, its manifest says {entry['bytes']}. Copy or export the bundle again."
             )
-        if verify and sha256_of(file) != entry["sha256"]:
+        return size
+
+    def _check_hash(self, name: str, entry: dict[str, Any], read: Callable[[int], None]) -> None:
+        file = self.file(name)
+        if sha256_of(file, read) != entry["sha256"]:
             raise InputError(
                 f"{file} was altered: its SHA-256 differs from the manifest's. Copy or export the bundle again."
             )
@@ -145,19 +164,29 @@ def _no_manifest(folder: Path) -> str:
     return f"{folder} is not a bundle: it has no {MANIFEST}. Make one with: pixelrt export CHECKPOINT BUNDLE"
 
 
-def sha256_of(file: Path) -> str:
-    """SHA-256 of a file, read in pieces of 1 MiB."""
-    digest = hashlib.sha256()
+def sha256_of(file: Path, progress: Callable[[int], None] = lambda done: None) -> str:
+    """SHA-256 of a file, read in pieces of 1 MiB. progress: called with the bytes read so far."""
+    digest, done = hashlib.sha256(), 0
     with file.open("rb") as stream:
         while piece := stream.read(1 << 20):
             digest.update(piece)
+            done += len(piece)
+            progress(done)
     return digest.hexdigest()
 
 
-def write_manifest(folder: Path, manifest: dict[str, Any], names: list[str]) -> None:
-    """Hash the files `names` into the manifest and write it, last of all."""
-    files = {
-        n: {"bytes": (folder / n).stat().st_size, "sha256": sha256_of(folder / n)} for n in sorted(names)
-    }
+def write_manifest(
+    folder: Path, manifest: dict[str, Any], names: list[str], progress: Progress = lambda done, total: None
+) -> None:
+    """Hash the files `names` into the manifest and write it, last of all. progress: bytes hashed, and in all."""
+    sizes = {name: (folder / name).stat().st_size for name in sorted(names)}
+    files, before, total = {}, 0, sum(sizes.values())
+    for name, size in sizes.items():
+
+        def read(done: int, before: int = before) -> None:
+            progress(before + done, total)
+
+        files[name] = {"bytes": size, "sha256": sha256_of(folder / name, read)}
+        before += size
     text = json.dumps({"format": FORMAT, **manifest, "files": files}, indent=1, ensure_ascii=False)
     (folder / MANIFEST).write_text(text + "\n", encoding="utf-8")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import os
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -105,19 +105,25 @@ class Tracker(Protocol):
         ...
 
 
-def load(path: str | os.PathLike[str], backend: str = "auto", expect_sha256: str | None = None) -> Segmenter:
+def load(
+    path: str | os.PathLike[str],
+    backend: str = "auto",
+    expect_sha256: str | None = None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Segmenter:
     """Load a bundle.
 
     backend: `auto` takes TensorRT, then ONNX Runtime on the GPU, then on the CPU, and `Segmenter.backend` says which;
     or one of `pixelrt.backends.BACKENDS`. expect_sha256: refuse the bundle unless its manifest, which holds the
-    hash of every file, has this one. Raises InputError.
+    hash of every file, has this one. progress: called with the bytes that were
+    checked, and how many there are. Raises InputError.
     """
     if not isinstance(path, str | os.PathLike):
         raise InputError(f"A bundle is given by its path, not by a {type(path).__name__}.")
     if expect_sha256 is not None and not isinstance(expect_sha256, str):
         raise InputError(f"expect_sha256 is {expect_sha256!r}. Give 64 hexadecimal digits.")
     check_name(backend)
-    return open_bundle(Bundle.read(path, expect_sha256=expect_sha256), backend)
+    return open_bundle(Bundle.read(path, expect_sha256=expect_sha256, progress=progress), backend)
 
 
 def open_bundle(bundle: Bundle, backend: str | Backend = "auto") -> Segmenter:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import runpy
 from pathlib import Path
 
@@ -11,8 +12,10 @@ import ml_dtypes
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
+from pixelrt.cli import main
 from pixelrt.errors import InputError
-from pixelrt_export.checkpoint import Checkpoint
+from pixelrt_export.checkpoint import JSON_LIMIT, Checkpoint
 from safetensors.numpy import load_file, save_file
 from toy_checkpoint import CONFIG, message, run_python, toy_checkpoint
 
@@ -48,7 +51,7 @@ def test_files_and_hashes_are_the_provenance(toy: Path) -> None:
     assert read.files() == {
         name: (toy / name).stat().st_size for name in ("config.json", "model.safetensors")
     }
-    assert read.sha256()["config.json"] == hashlib.sha256(json.dumps(CONFIG).encode()).hexdigest()
+    assert read.sha256("config.json") == hashlib.sha256(json.dumps(CONFIG).encode()).hexdigest()
 
 
 def test_scalars_empty_and_unaligned_tensors(tmp_path: Path) -> None:
@@ -114,6 +117,20 @@ def test_config_that_is_no_json_object(toy: Path) -> None:
     assert "is not JSON" in message(toy)
     (toy / "config.json").write_text("[]")
     assert "holds a list" in message(toy)
+
+
+def test_json_files_of_any_size_are_not_read(toy: Path) -> None:
+    """A config and an index of 16 MiB and one byte, which take no disk."""
+    os.truncate(toy / "config.json", JSON_LIMIT + 1)
+    assert "config.json has 16,777,217 bytes, wanted 16,777,216 at most" in message(toy)
+    refused = CliRunner().invoke(main, ["export", str(toy), str(toy.parent / "b")])
+    assert refused.exit_code == 2 and refused.output.count("\n") == 1
+    (toy / "config.json").write_text("{}")
+    (toy / "model.safetensors").rename(toy / "model-00001-of-00001.safetensors")
+    index = toy / "model.safetensors.index.json"
+    index.touch()
+    os.truncate(index, JSON_LIMIT + 1)
+    assert f"{index.name} has 16,777,217 bytes" in message(toy)
 
 
 def test_an_absent_tensor_is_an_input_error(toy: Path) -> None:

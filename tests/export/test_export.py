@@ -16,8 +16,9 @@ from click.testing import CliRunner
 from pixelrt.cli import main
 from pixelrt.errors import InputError
 from pixelrt_export import families
-from pixelrt_export.export import export_bundle, sixteen_bits
+from pixelrt_export.export import export_bundle
 from pixelrt_export.licence import UNSTATED, licence_of
+from pixelrt_export.sink import table_dtype
 from pixelrt_export.weight_file import WeightFile, narrowed
 from safetensors.numpy import load_file, save_file
 
@@ -82,11 +83,12 @@ def test_token_table_takes_the_narrowest_faithful_type() -> None:
     exact = np.float32([[1.5, -0.25]])
     odd = np.float32([[1.0001, 3.0]])
     huge = np.float32([[1e6]])
-    assert sixteen_bits(exact.astype(ml_dtypes.bfloat16), "fp32")[0] == "bfloat16"
-    assert sixteen_bits(exact, "fp32")[0] == "float16"
-    assert sixteen_bits(odd, "fp32")[0] == "float32"
-    assert sixteen_bits(odd, "fp16")[0] == "float16"
-    assert sixteen_bits(huge, "fp16")[0] == "float32"
+    assert table_dtype((exact.astype(ml_dtypes.bfloat16),), "fp32") == "bfloat16"
+    assert table_dtype((exact,), "fp32") == "float16"
+    assert table_dtype((odd,), "fp32") == "float32"
+    assert table_dtype((exact, odd), "fp32") == "float32"
+    assert table_dtype((odd,), "fp16") == "float16"
+    assert table_dtype((huge,), "fp16") == "float32"
 
 
 @pytest.mark.parametrize(
@@ -124,7 +126,11 @@ def test_a_failed_export_leaves_the_old_bundle(
 
     class Broken:
         @staticmethod
-        def write_bundle(checkpoint, sink, vision_tower) -> None:
+        def sources(checkpoint, vision_tower):
+            return {"": checkpoint}
+
+        @staticmethod
+        def write_bundle(checkpoint, sink) -> None:
             sink.text("tokenizer.json", "{}")
             raise KeyboardInterrupt
 
@@ -132,7 +138,7 @@ def test_a_failed_export_leaves_the_old_bundle(
     with pytest.raises(KeyboardInterrupt):
         export_bundle(golden_checkpoint_a, target)
     assert {file.name: file.read_bytes() for file in target.iterdir()} == before
-    assert left_in(tmp_path) == {"bundle"}
+    assert left_in(tmp_path) == {"bundle", ".bundle.partial"}  # to go on with
     monkeypatch.undo()
     export_bundle(golden_checkpoint_a, target, precision="fp16")
     assert json.loads((target / "manifest.json").read_text())["precision"]["language"] == "fp16"
@@ -202,6 +208,27 @@ def test_command(golden_checkpoint_a: Path, tmp_path: Path) -> None:
     refused = CliRunner().invoke(main, ["export", str(tmp_path / "none"), str(target)])
     assert refused.exit_code == 2
     assert refused.output.startswith("error: ") and refused.output.count("\n") == 1
+
+
+def test_nearest_is_for_int4(golden_checkpoint_a: Path, tmp_path: Path) -> None:
+    refused = CliRunner().invoke(main, ["export", str(golden_checkpoint_a), str(tmp_path / "b"), "--nearest"])
+    assert refused.exit_code == 2 and "--nearest is a way of rounding to int4" in refused.output
+    given = ["--nearest", "--precision", "int4", "--no-gate"]
+    done = CliRunner().invoke(main, ["export", str(golden_checkpoint_a), str(tmp_path / "b"), *given])
+    assert done.exit_code == 0, done.output
+    about = json.loads((tmp_path / "b" / "manifest.json").read_text())["quantization"]
+    assert about == {"language": {"form": "int4", "rounds": "weights", "block": 32, "by": "nearest"}}
+
+
+def test_ctrl_c_says_what_to_do(
+    golden_checkpoint_a: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("pixelrt_export.export.export_bundle", stop)
+    stopped = CliRunner().invoke(main, ["export", str(golden_checkpoint_a), str(tmp_path / "b")])
+    assert stopped.exit_code == 130 and stopped.output == "stopped; the same command goes on where this was\n"
 
 
 def test_licence(tmp_path: Path) -> None:

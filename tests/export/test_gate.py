@@ -65,7 +65,6 @@ def exported(bundle: Path, auto: bool = False) -> tuple[Path, Report]:
         settings=Settings(calibrated=False),
         thresholds=Thresholds(),
         auto=auto,
-        progress=lambda *_: None,
         note=lambda text: None,
     )
 

@@ -10,7 +10,7 @@ import pytest
 from onnx import TensorProto, helper
 from pixelrt_export.graph import Graph
 from pixelrt_export.quantize.blocks import Blocks, block_of, block_scale, round_blocks
-from pixelrt_export.quantize.gptq import DAMPING, PULL, round_with_inputs, spans
+from pixelrt_export.quantize.gptq import DAMPING, PULL, Inputs, round_with_inputs, spans
 from pixelrt_export.quantize.products import int4_product, int8_product, int8_weight_product, round_channels
 from pixelrt_export.weight_file import WeightFile, packed
 
@@ -83,7 +83,7 @@ def test_rounding_with_inputs_is_the_textbook_one(tokens: int, outputs: int) -> 
     x = (rng.standard_normal((tokens, 64)) @ rng.standard_normal((64, 64))).astype(np.float32)
     x0 = x + 0.05 * rng.standard_normal(x.shape).astype(np.float32)
     w, gram, cross = weights(64, outputs), x.T @ x, x.T @ x0
-    fast = round_with_inputs(w, 32, [gram], [cross]).dense()
+    fast = round_with_inputs(w, 32, [Inputs(gram, cross)]).dense()
     slow = slow_gptq(w, 32, gram.astype(np.float64), cross.astype(np.float64))
     # A value that falls between two steps may go either way in float32, and then moves what follows.
     assert np.isclose(fast, slow, atol=1e-5).mean() > 0.98
@@ -96,8 +96,11 @@ def test_wide_layers_are_cut_in_spans(monkeypatch: pytest.MonkeyPatch) -> None:
     parts = spans(160, 32)
     assert [(s.start, s.stop) for s in parts] == [(0, 64), (64, 96), (96, 160)]
     w, x = weights(160, 5), weights(400, 160, seed=2)
-    grams = [x[:, s].T @ x[:, s] for s in parts]
-    blocks = round_with_inputs(w, 32, grams, grams)
+    inputs = [Inputs() for _ in parts]
+    for part, s in zip(inputs, parts, strict=True):
+        part.add(x[:200, s], x[:200, s])
+        part.add(x[200:, s], x[200:, s])
+    blocks = round_with_inputs(w, 32, inputs)
     assert blocks.values.shape == (160, 5) and blocks.scales.shape == (5, 5)
     assert np.abs(blocks.dense() - w).max() < 1
 

@@ -67,7 +67,7 @@ def picture(tmp_path: Path) -> Path:
 @pytest.fixture
 def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeSegmenter:
     segmenter = FakeSegmenter(tmp_path / "bundle")
-    monkeypatch.setattr(pixelrt, "load", lambda path, backend="auto": segmenter)
+    monkeypatch.setattr(pixelrt, "load", lambda path, backend="auto", progress=None: segmenter)
     return segmenter
 
 

@@ -30,7 +30,7 @@ def bundle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> toy.Toy:
         return answer(frame, prompt, **options)
 
     segmenter.segment = segment  # type: ignore[method-assign]
-    monkeypatch.setattr(pixelrt, "load", lambda path, backend="auto": segmenter)
+    monkeypatch.setattr(pixelrt, "load", lambda path, backend="auto", progress=None: segmenter)
     return made
 
 

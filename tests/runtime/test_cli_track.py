@@ -21,7 +21,7 @@ SHAPE = (75, 100)
 @pytest.fixture
 def bundle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> toy.Toy:
     made = toy.tiled(tmp_path)
-    monkeypatch.setattr(pixelrt, "load", lambda path, backend="auto": made.load())
+    monkeypatch.setattr(pixelrt, "load", lambda path, backend="auto", progress=None: made.load())
     return made
 
 
@@ -105,6 +105,6 @@ def test_track_refuses(bundle: toy.Toy, film: Path, tmp_path: Path, monkeypatch:
         result = run("track", "b", *arguments, *(() if "--out" in arguments else ("--out", out)))
         assert result.exit_code == 2 and words in result.output, result.output
     segmenter = type("Words", (), {"bundle": bundle.bundle})()
-    monkeypatch.setattr(pixelrt, "load", lambda path, backend="auto": segmenter)
+    monkeypatch.setattr(pixelrt, "load", lambda path, backend="auto", progress=None: segmenter)
     result = run("track", "b", film, "--mask", mask, "--out", out)
     assert result.exit_code == 2 and "does not follow objects" in result.output

@@ -142,7 +142,7 @@ def test_inspect(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from pixelrt.bundle import Bundle
 
     read = SimpleNamespace(path=tmp_path, sha256="ef" * 32, manifest=MANIFEST)
-    monkeypatch.setattr(Bundle, "read", lambda path: read)
+    monkeypatch.setattr(Bundle, "read", lambda path, progress: read)
     result = run("inspect", tmp_path)
     assert result.exit_code == 0, result.output
     wanted = "toy: pixellm|language int4|Apache-2.0|[1, tokens, 128]|encoder.fp32.onnx|999 B|13.8 GB|121212"

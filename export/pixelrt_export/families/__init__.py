@@ -1,4 +1,5 @@
-"""One module a model family, with `write_bundle(checkpoint, sink)`; the registry below names them."""
+"""One module a model family, with `sources(checkpoint, vision_tower)` and `write_bundle(checkpoint, sink)`; the
+registry below names them."""
 
 from __future__ import annotations
 

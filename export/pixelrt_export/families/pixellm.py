@@ -15,7 +15,6 @@ from pixelrt.tokens import TokenTable
 
 from pixelrt_export.checkpoint import Checkpoint
 from pixelrt_export.config import PixelLMConfig
-from pixelrt_export.export import Sink
 from pixelrt_export.graph import Graph
 from pixelrt_export.graphs.language import OPSETS, build_language, token_head
 from pixelrt_export.graphs.pixellm import build_encoder, build_pixel_decoder
@@ -31,6 +30,7 @@ from pixelrt_export.pixellm_tensors import DEAD_TENSORS, decoder_depth_and_mlp, 
 from pixelrt_export.quantize.language import Text
 from pixelrt_export.quantize.plan import Model
 from pixelrt_export.quantize.records import Record
+from pixelrt_export.sink import Sink
 from pixelrt_export.vision_tower import (
     DEAD_VISION_TENSORS,
     find_vision_tower,
@@ -39,6 +39,8 @@ from pixelrt_export.vision_tower import (
 )
 
 ENCODER_LAYERS = "clip.layers."  # of the encoder, what int8 rounds: the tower, not projectors and neck
+CLIP = "clip/"
+TYPED = False  # it is asked words, not typed queries
 ANSWER = "Sure, it is [SEG]."
 VISION_OPSET = 20  # the oldest with Gelu; TensorRT 10.3 reads it
 
@@ -52,9 +54,15 @@ TEMPLATE = (
 MEAN, STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
 
 
-def write_bundle(checkpoint: Checkpoint, sink: Sink, vision_tower: Path | None) -> None:
+def sources(checkpoint: Checkpoint, vision_tower: Path | None) -> dict[str, Checkpoint]:
+    """All that is read, by what stands before the names of its files in `provenance`."""
+    tower = find_vision_tower(checkpoint.folder, checkpoint.config, vision_tower)
+    return {"": checkpoint, CLIP: open_vision_tower(tower)}
+
+
+def write_bundle(checkpoint: Checkpoint, sink: Sink) -> None:
     """Check every tensor, then write graphs, token table, tokenizer and this family's part of the manifest."""
-    clip = open_vision_tower(find_vision_tower(checkpoint.folder, checkpoint.config, vision_tower))
+    clip = sink.sources[CLIP]
     config = PixelLMConfig.from_configs(checkpoint.config, clip.config, str(checkpoint.folder))
     found = checkpoint.shapes()
     for count, tensors in ((config.language.layers, found), (config.vision.layers, clip.shapes())):
@@ -92,11 +100,7 @@ def write_bundle(checkpoint: Checkpoint, sink: Sink, vision_tower: Path | None) 
         },
         "provenance": {
             "checkpoint": checkpoint.folder.resolve().name,
-            "files": {
-                **checkpoint.sha256(),
-                **tokenizer_hashes(checkpoint.folder),
-                **{f"clip/{name}": value for name, value in clip.sha256().items()},
-            },
+            "files": sink.hashes() | tokenizer_hashes(checkpoint.folder),
             "left_out": dead,
         },
         "license": licence_of(checkpoint.folder),

@@ -66,7 +66,6 @@ from pixelrt.queries import Regions
 from pixelrt.tokens import TokenTable
 
 from pixelrt_export.checkpoint import Checkpoint
-from pixelrt_export.export import Sink
 from pixelrt_export.graph import Graph
 from pixelrt_export.graphs.language import OPSETS, build_language
 from pixelrt_export.graphs.psalm import build_encoder, build_pixel_decoder, condition_head
@@ -77,10 +76,12 @@ from pixelrt_export.psalm_tokenizer import SEG, PsalmTokenizer, read_psalm_token
 from pixelrt_export.quantize.language import Text
 from pixelrt_export.quantize.plan import Model
 from pixelrt_export.quantize.records import Record
+from pixelrt_export.sink import Sink
 
 ENCODER_LAYERS = (
     "swin.layers."  # of the encoder, what int8 rounds: the tower, not projector and pixel decoder
 )
+TYPED = True  # it is asked typed queries (`Record.query`), not words
 VISION_OPSET = 20  # the oldest with Gelu and N-dimensional GridSample
 
 # Conversation `llava_phi` of the original; up to <image> the same for every task.
@@ -116,22 +117,27 @@ MEAN, STD, PADDING = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375), 128.0  
 FILL = (np.float32(PADDING) - np.array(MEAN, np.float32)) / np.array(STD, np.float32)
 
 
-def write_bundle(checkpoint: Checkpoint, sink: Sink, vision_tower: Path | None) -> None:
-    """Check every tensor, then write graphs, token table, tokenizer and this family's part of the manifest."""
+def sources(checkpoint: Checkpoint, vision_tower: Path | None) -> dict[str, Checkpoint]:
+    """All that is read, by what stands before the names of its files in `provenance`."""
     if vision_tower is not None:
         raise InputError("PSALM holds its own vision tower: leave out --vision-tower.")
+    return {"": checkpoint}
+
+
+def write_bundle(checkpoint: Checkpoint, sink: Sink) -> None:
+    """Check every tensor, then write graphs, token table, tokenizer and this family's part of the manifest."""
     found, tensor = checkpoint.shapes(), checkpoint.tensor
     config = PsalmConfig.read(checkpoint.config, found, str(checkpoint.folder))
     dead = checkpoint.account(psalm_tensors(config, found), dead_tensors(config, found))
     tokenizer = read_psalm_tokenizer(checkpoint.folder, config.language.vocab)
 
-    sink.token_table(np.concatenate([tensor("model.embed_tokens.weight"), tensor("seg_query")]))
+    sink.token_table(tensor("model.embed_tokens.weight"), tensor("seg_query"))
     sink.text("tokenizer.json", tokenizer.tokenizer.to_str(pretty=False))
     sink.manifest |= _manifest(config, tokenizer) | {
         "provenance": {
             "checkpoint": checkpoint.folder.resolve().name,
             "architecture": checkpoint.config.get("architectures", ["PSALM"])[0],
-            "files": checkpoint.sha256(),
+            "files": sink.hashes(),
             "left_out": dead,
         },
         "license": licence_of(checkpoint.folder),
@@ -141,7 +147,7 @@ def write_bundle(checkpoint: Checkpoint, sink: Sink, vision_tower: Path | None) 
         build_encoder(g, tensor, config)
 
     reader = Reader(sink.folder, sink.manifest)
-    sink.quantise(Model(encoder, VISION_OPSET, ENCODER_LAYERS, tensor, config.language, reader, typed=True))
+    sink.quantise(Model(encoder, VISION_OPSET, ENCODER_LAYERS, tensor, config.language, reader))
     sink.graph("encoder", "encoder", VISION_OPSET, encoder)
     for name, cache in (("language", "in_place"), ("language_compat", "concat")):
         sink.graph(

@@ -29,7 +29,8 @@ class Blocks:
 
     def dense(self) -> np.ndarray:
         """(K, N) float32"""
-        return self.values * np.repeat(self.scales.astype(np.float32), self.block, axis=0)
+        blocks = self.values.reshape(len(self.scales), self.block, -1)
+        return (blocks * self.scales.astype(np.float32)[:, None]).reshape(self.values.shape)
 
 
 def block_of(inputs: int, wanted: int) -> int | None:
@@ -44,9 +45,13 @@ def block_scale(rows: np.ndarray, importance: np.ndarray, clips: Sequence[float]
     """
     largest = np.abs(rows).max(0) / HIGH
     best, least = np.empty(0), np.empty(0)
+    lost = np.empty_like(rows)  # one buffer: memory for every step took longer than the steps
     for clip in clips:
         scale = np.maximum(largest * np.float32(clip), SMALLEST).astype(np.float16).astype(np.float32)
-        error = importance @ np.square(rounded(rows, scale) * scale - rows)
+        rounded(rows, scale, lost)
+        lost *= scale
+        lost -= rows
+        error = importance @ np.square(lost, out=lost)
         if not len(best):
             best, least = scale, error
         else:
@@ -55,16 +60,20 @@ def block_scale(rows: np.ndarray, importance: np.ndarray, clips: Sequence[float]
     return best
 
 
-def rounded(rows: np.ndarray, scale: np.ndarray) -> np.ndarray:
+def rounded(rows: np.ndarray, scale: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
     """Nearest steps, float32."""
-    return np.clip(np.rint(rows / scale), LOW, HIGH)
+    steps = np.divide(rows, scale, out=out)
+    np.rint(steps, out=steps)
+    return np.clip(steps, LOW, HIGH, out=steps)
 
 
 def round_blocks(weight: np.ndarray, block: int) -> Blocks:
     """Each weight to its nearest step: the quantiser that needs no pictures."""
-    weight = weight.astype(np.float32)
-    scales = np.stack(
-        [block_scale(weight[at : at + block], np.ones(block)) for at in range(0, len(weight), block)]
-    )
-    values = rounded(weight, np.repeat(scales, block, axis=0)).astype(np.int8)
-    return Blocks(values, scales.astype(np.float16))
+    values = np.empty(weight.shape, np.int8)
+    scales = np.empty((len(weight) // block, weight.shape[1]), np.float16)
+    for number in range(len(scales)):
+        part = slice(number * block, (number + 1) * block)
+        rows = weight[part].astype(np.float32)
+        scale = block_scale(rows, np.ones(block))
+        values[part], scales[number] = rounded(rows, scale), scale
+    return Blocks(values, scales)

@@ -13,6 +13,7 @@ plainly, by 0.090 to 0.103 with nvidia-modelopt 0.47's AWQ in its three kinds, a
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import pairwise
 
 import numpy as np
@@ -31,24 +32,55 @@ def spans(inputs: int, block: int) -> list[slice]:
     return [slice(a, b) for a, b in pairwise(cuts)]
 
 
-def round_with_inputs(
-    weight: np.ndarray, block: int, grams: list[np.ndarray], crosses: list[np.ndarray]
-) -> Blocks:
-    """weight (K, N); grams, crosses: of each of `spans(K, block)`, X'X and X'X0 (rows, rows)."""
-    parts = []
-    for span, gram, cross in zip(spans(len(weight), block), grams, crosses, strict=True):
-        parts.append(_round_span(weight[span].astype(np.float32), block, gram, cross))
-    return Blocks(*(np.concatenate([getattr(p, name) for p in parts]) for name in ("values", "scales")))
+class Inputs:
+    """G = X'X and C = X'X0 of some tokens, for K inputs."""
+
+    def __init__(self, gram: np.ndarray | None = None, cross: np.ndarray | None = None) -> None:
+        self.gram, self.cross = gram, cross
+        self._solved: tuple[np.ndarray, np.ndarray] | None = None
+
+    def add(self, x: np.ndarray, x0: np.ndarray) -> None:
+        """x, x0 (tokens, K) float32"""
+        gram, cross = x.T @ x, x.T @ x0
+        self.gram = gram if self.gram is None else np.add(self.gram, gram, out=self.gram)
+        self.cross = cross if self.cross is None else np.add(self.cross, cross, out=self.cross)
+
+    def solved(self) -> tuple[np.ndarray, np.ndarray]:
+        """(G + a)^-1 (C + a) and the upper U with (G + b)^-1 = U'U, float32. Once for all layers that share inputs:
+        the sums make room for it."""
+        if self._solved is None:
+            assert self.gram is not None and self.cross is not None
+            unit = np.trace(self.gram, dtype=np.float64) / len(self.gram) or 1.0
+            fit = np.linalg.solve(raised(self.gram, PULL * unit), raised(self.cross, PULL * unit))
+            fit, self.cross = fit.astype(np.float32), None
+            inverse = np.linalg.inv(raised(self.gram, DAMPING * unit))
+            self.gram = None
+            inverse += inverse.T
+            inverse /= 2
+            self._solved = fit, np.ascontiguousarray(np.linalg.cholesky(inverse).T, np.float32)
+        return self._solved
 
 
-def _round_span(weight: np.ndarray, block: int, gram: np.ndarray, cross: np.ndarray) -> Blocks:
-    unit = np.trace(gram, dtype=np.float64) / len(gram) or 1.0
-    eye = np.eye(len(gram))
-    pull = PULL * unit * eye
-    weight = np.linalg.solve(gram + pull, (cross + pull) @ weight.astype(np.float64)).astype(np.float32)
-    inverse = np.linalg.inv(gram + DAMPING * unit * eye)
-    factor = np.linalg.cholesky((inverse + inverse.T) / 2).T.astype(np.float32)  # upper: G^-1 = U'U
+def raised(matrix: np.ndarray, by: float) -> np.ndarray:
+    """matrix + by * 1, float64"""
+    wide = matrix.astype(np.float64)
+    wide.flat[:: len(wide) + 1] += by
+    return wide
 
+
+def round_with_inputs(weight: np.ndarray, block: int, inputs: Sequence[Inputs]) -> Blocks:
+    """weight (K, N); inputs: of each of `spans(K, block)`."""
+    values = np.empty(weight.shape, np.int8)
+    scales = np.empty((len(weight) // block, weight.shape[1]), np.float16)
+    for span, part in zip(spans(len(weight), block), inputs, strict=True):
+        fit, factor = part.solved()
+        found = _round_span(fit @ weight[span].astype(np.float32), block, factor)
+        values[span], scales[span.start // block : span.stop // block] = found.values, found.scales
+    return Blocks(values, scales)
+
+
+def _round_span(weight: np.ndarray, block: int, factor: np.ndarray) -> Blocks:
+    """weight (K, N) float32, used up; factor (K, K)."""
     values, scales = np.empty(weight.shape, np.int8), []
     for start in range(0, len(weight), block):
         stop = start + block

@@ -78,11 +78,12 @@ def nf4_product(chosen: Callable[[str], bool]) -> Product:
 
         def both() -> tuple[np.ndarray, np.ndarray]:
             if not made:
-                array = weight()
-                shapes[name] = array.shape[0], array.shape[1]
-                made.append(quantise(array.T))
+                made.append(quantise(weight().T))
             return made[0]
 
+        if name not in shapes:
+            rows, columns = weight().shape
+            shapes[name] = rows, columns
         codes = g.stored(f"{name}.weight.nf4", "uint8", lambda: both()[0])
         absmax = g.stored(f"{name}.absmax", "float32", lambda: both()[1])
         if g.activations != "float32":

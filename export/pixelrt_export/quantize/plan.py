@@ -19,10 +19,12 @@ from pixelrt_export.quantize.nf4 import nf4_product
 from pixelrt_export.quantize.probe import Probe
 from pixelrt_export.quantize.products import int4_product, int8_product, int8_weight_product
 from pixelrt_export.quantize.ranges import input_steps
-from pixelrt_export.quantize.records import Record, read_records
+from pixelrt_export.quantize.records import Record
+from pixelrt_export.weight_file import WeightFile
+from pixelrt_export.work import Work
 
 LANGUAGE_LAYERS = "language.layers."  # what int8, int4 and nf4 round: not the head, nor what follows it
-Progress = Callable[[str, int, int], None]  # what, done, of how many
+Progress = Callable[[str, float, float], None]  # what, done, of how many
 
 
 @dataclass(frozen=True)
@@ -57,10 +59,7 @@ class Reader(Protocol):
 
 @dataclass(frozen=True)
 class Model:
-    """What the quantisers need of a family. encoder_layers: how the names of those layers begin that int8 rounds.
-
-    typed: it is asked typed queries, not words.
-    """
+    """What the quantisers need of a family. encoder_layers: how the names of those layers begin that int8 rounds."""
 
     encoder: Callable[[Graph], None]
     encoder_opset: int
@@ -68,29 +67,33 @@ class Model:
     tensor: Tensor
     language: LanguageConfig
     reader: Reader
-    typed: bool = False
+
+
+def calibrates(precision: Mapping[str, str], settings: Settings) -> bool:
+    """Whether pictures are read."""
+    return precision["encoder"] == "int8" or (precision["language"] == "int4" and settings.calibrated)
 
 
 def plan(
-    precision: Mapping[str, str], settings: Settings, model: Model
+    precision: Mapping[str, str],
+    settings: Settings,
+    model: Model,
+    records: Sequence[Record],
+    work: Work,
+    weights: WeightFile,
 ) -> tuple[dict[str, Product], dict[str, Any]]:
-    """Stage -> product, and what the manifest says of it."""
+    """Stage -> product, and what the manifest says of it.
+
+    records: to calibrate with, where that is wanted. work, weights: what an earlier run has found out.
+    """
     products: dict[str, Product] = {}
     about: dict[str, Any] = {}
-    texts: list[Text] = []
-    wanted = precision["language"] == "int4" and settings.calibrated
-    if precision["encoder"] == "int8" or wanted:
-        records = read_records(settings.calib, model.typed)
-        probe = Probe(model.encoder, model.encoder_opset)
+    if records:
         about["calibration"] = {"pictures": len({r.image for r in records}), "questions": len(records)}
-        if precision["encoder"] == "int8":
-            names = [n for n in probe.products if n.startswith(model.encoder_layers) and not settings.kept(n)]
-            pictures = _pictures(records, model.reader, settings.progress)
-            steps = input_steps(probe, pictures, names)
-            products["encoder"] = int8_product(steps, steps.__contains__)
-            about["encoder"] = {"form": "int8", "rounds": "weights and activations"}
-        if wanted:
-            texts = _texts(records, model.reader, probe, settings.progress)
+    if precision["encoder"] == "int8":
+        steps = work.once("input steps", lambda: _input_steps(settings, model, records))
+        products["encoder"] = int8_product(steps, steps.__contains__)
+        about["encoder"] = {"form": "int8", "rounds": "weights and activations"}
     if precision["language"] in ("int8", "int4", "nf4"):
 
         def chosen(name: str) -> bool:
@@ -103,25 +106,53 @@ def plan(
             products["language"] = nf4_product(chosen)
             about["language"] = {"form": "nf4", "rounds": "weights", "block": NF4_BLOCK}
         else:
-            products["language"] = int4_product(_rounding(settings, model, texts, chosen), chosen)
-            how = "calibrated" if wanted else "nearest"
+            rounding = _rounding(settings, model, records, chosen, Kept(work, weights))
+            products["language"] = int4_product(rounding, chosen)
+            how = "calibrated" if settings.calibrated else "nearest"
             about["language"] = {"form": "int4", "rounds": "weights", "block": settings.block, "by": how}
     if settings.keep:
         about["kept"] = sorted(settings.keep)
     return products, about
 
 
+@dataclass(frozen=True)
+class Kept:
+    """`quantize.language.Memory` in the work folder and the weight file."""
+
+    work: Work
+    weights: WeightFile
+
+    def known(self, name: str) -> Blocks | None:
+        values, scales = f"{name}.weight.int4", f"{name}.scale"
+        if values not in self.weights or scales not in self.weights:
+            return None
+        return Blocks(self.weights.read(values), self.weights.read(scales))
+
+    def load(self) -> tuple[int, dict[str, np.ndarray]] | None:
+        return self.work.kept_arrays()
+
+    def save(self, layer: int, arrays: Callable[[], dict[str, np.ndarray]], size: int) -> None:
+        self.work.keep_arrays(layer, arrays, size, self.weights.size)
+
+
+def _input_steps(settings: Settings, model: Model, records: Sequence[Record]) -> dict[str, float]:
+    probe = Probe(model.encoder, model.encoder_opset)
+    names = [n for n in probe.products if n.startswith(model.encoder_layers) and not settings.kept(n)]
+    return input_steps(probe, _pictures(records, model.reader, settings.progress), names, settings.progress)
+
+
 def _rounding(
-    settings: Settings, model: Model, texts: list[Text], chosen: Callable[[str], bool]
+    settings: Settings, model: Model, records: Sequence[Record], chosen: Callable[[str], bool], memory: Kept
 ) -> Callable[[str, Make], Blocks | None]:
     if settings.calibrated:
         by_layer = LanguageRounding(
             model.tensor,
             model.language,
-            texts,
+            lambda: _texts(records, model, settings.progress),
             settings.block,
             lambda name: not chosen(name),
-            lambda done, total: settings.progress("layers rounded", done, total),
+            lambda done, total: settings.progress("language layers rounded", done, total),
+            memory,
         )
         return lambda name, weight: by_layer(name)
 
@@ -143,9 +174,10 @@ def _pictures(records: Sequence[Record], reader: Reader, progress: Progress) -> 
     return found
 
 
-def _texts(records: Sequence[Record], reader: Reader, probe: Probe, progress: Progress) -> list[Text]:
+def _texts(records: Sequence[Record], model: Model, progress: Progress) -> list[Text]:
+    probe = Probe(model.encoder, model.encoder_opset, tapped=False)
     found = []
     for record in records:
-        found.append(reader.text(record, probe(reader.picture(record), taps=False)))
+        found.append(model.reader.text(record, probe(model.reader.picture(record))))
         progress("questions encoded", len(found), len(records))
     return found

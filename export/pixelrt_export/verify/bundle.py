@@ -43,13 +43,13 @@ def verify_bundle(
 
     listen: see `Check`.
     """
-    read = Bundle.read(bundle)
+    read = Bundle.read(bundle, progress=lambda done, total: progress("bundle hashed", done, total))
     if read.manifest["family"] != original.family:
         raise InputError(
             f"{bundle} is of family {read.manifest['family']}, its checkpoint of {original.family}. "
             "Give the checkpoint that it was made from."
         )
-    outcomes = [Outcome(compare_stored(read, original.checkpoint, original.vision_tower), [])]
+    outcomes = [Outcome(compare_stored(read, original.checkpoint, original.vision_tower, progress), [])]
     for start in range(0, len(records), TOGETHER):
         outcomes.append(Check(read, original, progress, start, listen)(records[start : start + TOGETHER]))
     return Report(joined(outcomes), thresholds or Thresholds(), read.manifest["precision"])

@@ -48,6 +48,11 @@ LANGUAGE_GRAPHS = ("language", "language_compat")
 TRACED = 2
 
 
+def batch_of(size: int) -> int:
+    """How many questions of `size` bytes are put in one batch: two at least, and no more than half a gigabyte."""
+    return max(2, (1 << 29) // size)
+
+
 @dataclass
 class Asked:
     """All that is known of one question."""
@@ -133,12 +138,13 @@ class Check:
             self._compare("encoder", found, one.encoded.outputs, limit, number)
             one.reading = self.original.read(one.record, one.said, one.encoded.outputs["image_tokens"][0])
             self._progress("pictures encoded", number + 1, len(asked))
-        together = {name: np.concatenate([one.inputs[name] for one in asked]) for name in asked[0].inputs}
+        batch = asked[: batch_of(sum(value.nbytes for value in found.values()))]
+        together = {name: np.concatenate([one.inputs[name] for one in batch]) for name in batch[0].inputs}
         wanted = {
-            name: np.concatenate([one.encoded.outputs[name] for one in asked])
-            for name in asked[0].encoded.outputs
+            name: np.concatenate([one.encoded.outputs[name] for one in batch])
+            for name in batch[0].encoded.outputs
         }
-        self._compare("encoder", engine(together), wanted, limit, -1, f" in a batch of {len(asked)}")
+        self._compare("encoder", engine(together), wanted, limit, -1, f" in a batch of {len(batch)}")
 
     def _tower(self, one: Asked, found: Arrays, taps: Arrays, number: int) -> dict[str, np.ndarray]:
         """The original's states at each place; of the traced questions, each layer alone as well."""
@@ -188,15 +194,16 @@ class Check:
                 for whole, how in ((True, " in one pass"), (False, " through the cache")):
                     found = read_in_passes(engine, one.reading, whole)
                     self._compare("language", found, one.head, limit, number, how + what)
-            found = read_together(
-                engine,
-                [one.reading for one in asked],
-                self.original.idle(len(asked), min(len(x) for x in states)),
-            )
-            together = np.stack([x[: found[before].shape[1]] for x in states])
+            # Keys and values of every layer, in and out.
+            count = batch_of(4 * total * max(x.nbytes for x in states))
+            batch = [one.reading for one in asked[:count]]
+            shortest = min(len(x) for x in states[:count])
+            found = read_together(engine, batch, self.original.idle(len(batch), shortest))
+            together = np.stack([x[:shortest] for x in states[:count]])
             self._record(
-                "language", f"{before} in a batch of {len(asked)}{what}", found[before], together, limit, -1
+                "language", f"{before} in a batch of {len(batch)}{what}", found[before], together, limit, -1
             )
+            del engine  # before its twin is opened: each holds the whole model
 
     def _traces(self, asked: list[Asked]) -> list[dict[str, np.ndarray]]:
         """The bundle's states after every layer, for the first questions."""

@@ -6,6 +6,7 @@ error = |a - b| / |b|  (b the original's; infinite where shapes differ or a valu
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -23,6 +24,7 @@ TILE_LIMITS = {"fp32": 1e-6, "fp16": 1e-3, "int8": 0.1, "int4": 0.5, "nf4": 0.5}
 # What the runtime does itself. Pictures: the same integers, normalised in fp32. Tokens: the table is stored in 16 bits
 # where that was asked for. Masks: pixels on an edge, whose logit rounds to the other side of 0.
 PICTURE_LIMIT, TOKENS_LIMIT, MASKS_LIMIT = 1e-5, 1e-3, 2e-3
+SLAB = 1 << 22  # values
 
 
 @dataclass(frozen=True)
@@ -49,21 +51,37 @@ def relative_error(a: np.ndarray, b: np.ndarray, scale: np.ndarray | None = None
     """scale: whose size the difference is measured by, b itself by default."""
     if a.shape != b.shape:
         return math.inf
-    a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
-    size = float(np.linalg.norm(b if scale is None else scale))
-    difference = float(np.linalg.norm(a - b))
+    size = difference = 0.0
+    for x, y in slabs(a, b):
+        size += float(np.square(y).sum())
+        difference += float(np.square(x - y).sum())
+    if scale is not None:
+        size = float(np.square(scale, dtype=np.float64).sum())
     if not math.isfinite(difference):
         return math.inf
-    return difference / size if size else (0.0 if difference == 0 else math.inf)
+    return math.sqrt(difference / size) if size else (0.0 if difference == 0 else math.inf)
 
 
 def cosine(a: np.ndarray, b: np.ndarray) -> float:
     if a.shape != b.shape:
         return 0.0
-    a, b = np.asarray(a, np.float64).ravel(), np.asarray(b, np.float64).ravel()
-    product = float(np.linalg.norm(a) * np.linalg.norm(b))
-    value = float(a @ b) / product if product else float(np.array_equal(a, b))
+    inner = first = second = 0.0
+    same = True
+    for x, y in slabs(a, b):
+        inner, first, second = inner + float(x @ y), first + float(x @ x), second + float(y @ y)
+        same = same and np.array_equal(x, y)
+    product = math.sqrt(first) * math.sqrt(second) if math.isfinite(first + second) else math.nan
+    value = inner / product if product else float(same)
     return value if math.isfinite(value) else 0.0
+
+
+def slabs(a: np.ndarray, b: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Both in float64, flat, a few rows at a time: a head of 131 million values would else take 1 GB each."""
+    if a.ndim == 0:
+        a, b = a[None], b[None]
+    step = max(1, SLAB // max(1, a[:1].size))
+    for at in range(0, len(a), step):
+        yield tuple(np.asarray(x[at : at + step], np.float64).ravel() for x in (a, b))  # type: ignore[misc]
 
 
 def iou(a: np.ndarray, b: np.ndarray) -> float:

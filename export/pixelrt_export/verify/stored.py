@@ -18,15 +18,17 @@ from onnx import helper
 from pixelrt.bundle import Bundle
 
 from pixelrt_export.checkpoint import Checkpoint
-from pixelrt_export.export import Sink
 from pixelrt_export.families import family_of
 from pixelrt_export.graph import Graph
 from pixelrt_export.quantize.nf4 import dequantise
-from pixelrt_export.quantize.plan import Model
+from pixelrt_export.quantize.plan import Model, Settings
+from pixelrt_export.sink import WEIGHTS, Sink
 from pixelrt_export.verify.comparison import STORED_LIMITS, TILE_LIMITS, Finding, cosine, relative_error
-from pixelrt_export.weight_file import Slot
+from pixelrt_export.weight_file import Slot, unpacked
 
 TILE = 32  # rows and columns
+BAND = 16 * TILE
+Progress = Callable[[str, int, int], None]  # what, done, of how many
 
 
 @dataclass(frozen=True)
@@ -52,12 +54,6 @@ def places_of(bundle: Bundle) -> dict[str, Place]:
     return found
 
 
-def unpacked(data: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """int4 values, the first of each byte in its low half."""
-    nibbles = np.stack([data & 15, data >> 4], axis=1).reshape(shape).astype(np.int8)
-    return np.where(nibbles > 7, nibbles - 16, nibbles).astype(np.int8)
-
-
 @dataclass
 class ComparingWeights:
     """In place of a weight file: `put` compares and stores nothing."""
@@ -65,25 +61,31 @@ class ComparingWeights:
     path: Path
     places: Mapping[str, Place]
     stage: str = ""
+    progress: Progress = lambda what, done, total: None
     findings: list[Finding] = field(default_factory=list)
     seen: set[str] = field(default_factory=set)
+
+    def __post_init__(self) -> None:
+        """Rounded weights are two tensors in the bundle and one here."""
+        self.total = sum(not name.endswith((".scale", ".absmax")) for name in self.places)
 
     def __contains__(self, name: str) -> bool:
         return False
 
     def put(self, name: str, dtype: str, make: Callable[[], np.ndarray]) -> Slot:
-        wanted = np.asarray(make(), np.float32)
+        wanted = make()
         if name not in self.seen:
             self.seen.add(name)
             form, found = self._read(name, wanted.shape)
             self._compare(name, form, found, wanted)
+            self.progress("tensors compared", len(self.seen), self.total)
         return Slot(name, dtype, wanted.shape, 0, 0)
 
     def _read(self, name: str, shape: tuple[int, ...]) -> tuple[str, np.ndarray]:
         """(precision, the numbers that are meant); an empty array where the bundle has no such tensor."""
         if name in self.places:
             array = self._array(name)
-            return "fp32" if array.dtype == np.float32 else "fp16", array.astype(np.float32)
+            return "fp32" if array.dtype == np.float32 else "fp16", array
         absmax = name.removesuffix(".weight") + ".absmax"
         if f"{name}.nf4" in self.places and absmax in self.places:
             outputs, inputs = shape[::-1]
@@ -104,8 +106,9 @@ class ComparingWeights:
             data = np.fromfile(self.path, np.uint8, place.length, offset=place.offset)
             return unpacked(data, place.shape)
         kind = helper.tensor_dtype_to_np_dtype(place.kind)
-        count = place.length // kind.itemsize
-        return np.fromfile(self.path, kind, count, offset=place.offset).reshape(place.shape)
+        if place.length == 0:
+            return np.empty(place.shape, kind)
+        return np.memmap(self.path, kind, "r", place.offset, place.shape)
 
     def _compare(self, name: str, form: str, found: np.ndarray, wanted: np.ndarray) -> None:
         error = relative_error(found, wanted)
@@ -119,14 +122,16 @@ class ComparingWeights:
 def worst_tile(found: np.ndarray, wanted: np.ndarray) -> float:
     """The largest |a - b| of a tile of TILE x TILE, by what a tile of the tensor measures on average, or this one."""
     rows, columns = (size // TILE * TILE for size in wanted.shape)
-
-    def squares(x: np.ndarray) -> np.ndarray:
-        cut = np.square(x[:rows, :columns]).reshape(rows // TILE, TILE, columns // TILE, TILE)
-        return np.asarray(cut.sum((1, 3), dtype=np.float64))
-
-    size = squares(wanted)
+    sizes, differences = [], []
+    for at in range(0, rows, BAND):  # in bands, for memory
+        part = slice(at, min(at + BAND, rows)), slice(0, columns)
+        a, b = (np.asarray(x[part], np.float32) for x in (found, wanted))
+        for sums, x in ((sizes, b), (differences, a - b)):
+            cut = np.square(x).reshape(len(x) // TILE, TILE, columns // TILE, TILE)
+            sums.append(cut.sum((1, 3), dtype=np.float64))
+    size, difference = np.concatenate(sizes), np.concatenate(differences)
     scale = np.maximum(size, size.mean())
-    return float(np.sqrt((squares(found - wanted) / np.where(scale, scale, 1)).max()))
+    return float(np.sqrt((difference / np.where(scale, scale, 1)).max()))
 
 
 class ComparingSink(Sink):
@@ -144,7 +149,10 @@ class ComparingSink(Sink):
     def text(self, name: str, text: str) -> None:
         pass  # what a text makes of prompts is compared
 
-    def token_table(self, rows: np.ndarray) -> None:
+    def hashes(self) -> dict[str, str]:
+        return {}
+
+    def token_table(self, *parts: np.ndarray) -> None:
         self.manifest["embeddings"] = self.bundle.manifest["embeddings"]
 
     @property
@@ -152,9 +160,23 @@ class ComparingSink(Sink):
         return Bundle.read(self.folder, verify=False)
 
 
-def compare_stored(bundle: Bundle, checkpoint: Checkpoint, vision_tower: Path | None) -> list[Finding]:
+def compare_stored(
+    bundle: Bundle,
+    checkpoint: Checkpoint,
+    vision_tower: Path | None,
+    progress: Progress = lambda what, done, total: None,
+) -> list[Finding]:
     """One or two findings a tensor."""
-    weights = ComparingWeights(bundle.path / "weights.data", places_of(bundle))
-    sink = ComparingSink(bundle.path, bundle.manifest["precision"], weights, None)  # type: ignore[arg-type]
-    family_of(str(checkpoint.config.get("model_type"))).write_bundle(checkpoint, sink, vision_tower)
+    weights = ComparingWeights(bundle.path / WEIGHTS, places_of(bundle), progress=progress)
+    family = family_of(str(checkpoint.config.get("model_type")))
+    sink = ComparingSink(
+        bundle.path,
+        bundle.manifest["precision"],
+        weights,  # type: ignore[arg-type]
+        Settings(),
+        (),
+        family.sources(checkpoint, vision_tower),
+        None,  # type: ignore[arg-type]
+    )
+    family.write_bundle(checkpoint, sink)
     return weights.findings

@@ -12,6 +12,7 @@ from typing import Any
 import click
 
 from pixelrt.cli import debug_option, say
+from pixelrt.cli.progress import checking
 
 SHOWN = 8  # of a list or of named entries; --json has them all
 
@@ -24,7 +25,8 @@ def inspect(bundle: Path, as_json: bool) -> None:
     """Say what is in BUNDLE, after checking every file of it: family, precision, graphs, files, origin."""
     from pixelrt.bundle import Bundle
 
-    read = Bundle.read(bundle)
+    with checking(bundle) as progress:
+        read = Bundle.read(bundle, progress=progress)
     if as_json:
         document = {"path": str(read.path), "sha256": read.sha256, "manifest": read.manifest}
         say(json.dumps(document, ensure_ascii=False, indent=2))

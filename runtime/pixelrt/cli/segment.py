@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pixelrt.cli import debug_option, say
+from pixelrt.cli.progress import checking
 from pixelrt.cli.query_options import QueryOptions, query_in_words, query_of, query_options
 
 if TYPE_CHECKING:
@@ -90,7 +91,8 @@ def segment(
         check_target(record)
     with made_folder(out):
         clock = time.perf_counter()
-        segmenter = pixelrt.load(bundle, backend=backend)
+        with checking(bundle) as progress:
+            segmenter = pixelrt.load(bundle, backend=backend, progress=progress)
         load_ms = 1e3 * (time.perf_counter() - clock)
         if record is None:
             segmenter.check(query, image, max_new_tokens, seg_runs)

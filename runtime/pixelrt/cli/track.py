@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from pixelrt.cli import debug_option
+from pixelrt.cli.progress import checking
 from pixelrt.errors import InputError
 
 OUT = "pixelrt-out"
@@ -58,7 +59,8 @@ def track(bundle: Path, frames: Path, mask: Path, out: Path, memory: bool, backe
         raise InputError(f"--out {out} is a file. Give a folder.")
     pictures = read_frames(frames)
     values, objects = objects_of(mask)
-    segmenter = pixelrt.load(bundle, backend=backend)
+    with checking(bundle) as progress:
+        segmenter = pixelrt.load(bundle, backend=backend, progress=progress)
     if not isinstance(segmenter, Tracker):
         family = segmenter.bundle.manifest["family"]
         raise InputError(

@@ -9,7 +9,7 @@ import onnx
 import onnxruntime
 from onnx import helper
 from pixelrt.bundle import Bundle
-from pixelrt.engine import Array, Engine
+from pixelrt.engine import Array, Engine, HostMemory
 from pixelrt.engine_ort import NUMPY_TYPES
 from pixelrt.errors import InputError
 from pixelrt.language import Context
@@ -24,7 +24,7 @@ class TappedEngine:
     """One graph on ONNX Runtime's CPU provider, as `pixelrt.engine.Engine`, in fp32 activations."""
 
     def __init__(self, bundle: Bundle, name: str) -> None:
-        self.file = bundle.graph(name, activations="float32")
+        self.file, self.memory = bundle.graph(name, activations="float32"), HostMemory()
         self.taps: dict[str, str] = dict(bundle.manifest["graphs"][name].get("taps", {}))
         model = onnx.load(self.file.path, load_external_data=False)
         made = {value for node in model.graph.node for value in node.output}

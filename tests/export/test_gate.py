@@ -196,7 +196,7 @@ def test_psalm_is_asked_in_its_own_ways(tmp_path: Path) -> None:
     pictures = tmp_path / "pictures"
     pictures.mkdir()
     lines = (ROOT / "calib_data" / "prompts.jsonl").read_text().splitlines()
-    chosen = [json.loads(lines[i]) for i in (0, 1, 3, 5)]
+    chosen = [json.loads(lines[i]) for i in (0, 1, 3, 11)]
     for row in chosen:
         shutil.copy(ROOT / "calib_data" / row["image"], pictures)
     (pictures / "prompts.jsonl").write_text("\n".join(map(json.dumps, chosen)))

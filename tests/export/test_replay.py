@@ -183,7 +183,8 @@ class Failing:
     """A graph whose output `name` is 2 % too large in one run."""
 
     def __init__(self, engine: Any, name: str, run: int) -> None:
-        self.engine, self.file, self.name, self.run, self.done = engine, engine.file, name, run, 0
+        self.engine, self.file, self.memory = engine, engine.file, engine.memory
+        self.name, self.run, self.done = name, run, 0
 
     def __call__(self, inputs: Any, into: Any = None) -> dict[str, Any]:
         outputs = self.engine(inputs, into)

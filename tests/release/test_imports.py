@@ -29,6 +29,7 @@ RUNTIME_ONLY_IN = {
     "av": ("frames.py",),
     "pycocotools": ("evaluation/coco_api.py",),
     "scipy": ("evaluation/matching.py",),
+    "pynvml": ("bench/machine.py",),
 }
 RUNTIME_EVERYWHERE = {"numpy", "PIL", "tokenizers"}
 NEVER_BELOW_EXPORT = {"torch", "transformers", "onnx", "optimum", "safetensors", "sentencepiece", "ml_dtypes"}

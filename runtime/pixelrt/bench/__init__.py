@@ -1,0 +1,4 @@
+"""What a bundle costs here: time by stage, memory, energy; and whether two measurements differ.
+
+See docs/benchmarking.md.
+"""

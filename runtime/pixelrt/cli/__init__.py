@@ -24,6 +24,11 @@ OWN = {
     "track": ("pixelrt.cli.track:track", "Follow marked objects through a video."),
     "eval": ("pixelrt.cli.evaluate:evaluate", "Score bundles on a published dataset."),
     "build": ("pixelrt.cli.build:build", "Turn a bundle's graphs into TensorRT engines."),
+    "bench": ("pixelrt.cli.bench:bench", "Measure bundles: time by stage, memory, energy; compare them."),
+    "compare": (
+        "pixelrt.cli.compare:compare",
+        "Say whether one measurement of bench is slower than another.",
+    ),
     "inspect": ("pixelrt.cli.inspect:inspect", "Say what is in a bundle."),
     "pack": ("pixelrt.cli.pack:pack", "Write a bundle to one file, for a machine without a network."),
     "unpack": ("pixelrt.cli.pack:unpack", "Make a bundle from such a file."),

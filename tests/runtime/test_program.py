@@ -80,7 +80,7 @@ def test_export_has_debug_and_a_next_line_to_type(monkeypatch: pytest.MonkeyPatc
         return target
 
     with_entry_points(monkeypatch, export=export)
-    monkeypatch.setitem(sys.modules, "pixelrt_export.export", SimpleNamespace(export_bundle=export_bundle))
+    monkeypatch.setattr("pixelrt_export.export.export_bundle", export_bundle)
     done = run("export", "checkpoint", bundle)
     command = shlex.split(done.output.partition("next: ")[2])
     assert command == ["pixelrt", "segment", str(bundle), "IMAGE", "Segment the ..."]

@@ -304,7 +304,7 @@ def program(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., An
     Image.fromarray(PICTURE).save(tmp_path / "p.png")
 
     def run(segmenter: Any, *arguments: object) -> Any:
-        monkeypatch.setattr(pixelrt, "load", lambda path, backend="auto": segmenter)
+        monkeypatch.setattr(pixelrt, "load", lambda path, backend="auto", **_: segmenter)
         line = ["segment", "b", tmp_path / "p.png", *arguments, "--out", tmp_path / "out"]
         return CliRunner().invoke(main, [str(argument) for argument in line])
 

@@ -17,7 +17,7 @@ from pixelrt_export.tiny.losses import WORDS, Crutches
 from pixelrt_export.tiny.muon import Muon
 from pixelrt_export.tiny.tokenizer import Tokenizer
 
-ENCODER_SHARE = 0.06  # of the time
+ENCODER_SHARE = 0.12  # of the time: at 300 steps of 32 pictures its loss still fell fast (1.9)
 NOT_FOR_MUON = ("embed", "lm_head", "tokens", "iou", "crutches", "output_hypernetworks")
 IDLE = (
     "post_layernorm",

@@ -4,7 +4,7 @@ python -m pixelrt_export.tiny.train --out DIR [--minutes 90] [--look flat] [--de
     [--smoke]
 
 The schedule is tied to the time spent, so a run always anneals to its end: the encoder with dense heads first
-(6 %), then everything; the oracle prompt fades out by 40 % of the second stage, the crutches by its end. DIR
+(12 %), then everything; the oracle prompt fades out by 40 % of the second stage, the crutches by its end. DIR
 keeps state.pt (a second start resumes from it), log.jsonl, curves.png and, at the end, checkpoint/ in released
 layout.
 """

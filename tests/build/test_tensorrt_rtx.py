@@ -68,7 +68,7 @@ def test_an_operator_that_it_lacks_is_named(golden_bundle_a: Path, tmp_path: Pat
     import hashlib
     import json
 
-    onnx = pytest.importorskip("onnx")
+    onnx = pytest.importorskip("onnx", reason="needs the export extra")
     folder = Path(shutil.copytree(golden_bundle_a, tmp_path / "bundle"))
     file = folder / "encoder.fp16.onnx"
     model = onnx.load(file, load_external_data=False)

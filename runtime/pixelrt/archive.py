@@ -25,10 +25,11 @@ from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO
 
 from pixelrt.bundle import Bundle, sha256_of
+from pixelrt.engines import FOLDER as ENGINES
 from pixelrt.errors import InputError
 from pixelrt.manifest import MANIFEST
 
-SUMS, LICENSES, ENGINES = "SHA256SUMS", "LICENSES.txt", "engines"
+SUMS, LICENSES = "SHA256SUMS", "LICENSES.txt"
 BLOCK, RECORD = tarfile.BLOCKSIZE, tarfile.RECORDSIZE
 PIECE = 1 << 20  # bytes in memory at a time
 NAME_MAX = 100  # bytes that one header block holds

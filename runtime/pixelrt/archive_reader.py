@@ -13,7 +13,6 @@ from typing import BinaryIO
 
 from pixelrt.archive import (
     BLOCK,
-    ENGINES,
     LICENSES,
     LINE,
     PIECE,
@@ -25,6 +24,7 @@ from pixelrt.archive import (
     padded,
 )
 from pixelrt.bundle import Bundle
+from pixelrt.engines import FOLDER as ENGINES
 from pixelrt.errors import InputError
 from pixelrt.manifest import MANIFEST
 

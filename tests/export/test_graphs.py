@@ -7,10 +7,13 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from onnxruntime import InferenceSession
 from pixelrt.bundle import Bundle
 from pixelrt.engine_ort import OrtBackend
 from pixelrt.segmenter import open_bundle
 from pixelrt_export.export import export_bundle
+from pixelrt_export.graphs.fuse_scales import fuse_scales
+from pixelrt_kernels.fuse_scales.reference import fuse_scales as specification
 
 OPSETS = {"encoder": 20, "language": 24, "language_compat": 21, "pixel_decoder": 20}
 QUESTION = "Can you segment the dog in this image?"
@@ -30,7 +33,36 @@ def test_graphs_pass_the_checker_at_their_opset(golden_bundle_a: Path, fp16_bund
         onnx.checker.check_model(str(file), full_check=True)
         model = onnx.load(file, load_external_data=False)
         assert model.opset_import[0].version == OPSETS[file.name.split(".")[0]]
-        assert {entry.domain for entry in model.opset_import} == {""}
+        ours = {"pixelrt"} if file.name.startswith("pixel_decoder") else set()
+        assert {entry.domain for entry in model.opset_import} == {"", *ours}
+        assert [f.name for f in model.functions] == (["FuseScales"] if ours else [])
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+def test_the_body_of_fuse_scales_is_its_specification(dtype: type) -> None:
+    """Logits far out among them. Both compute in fp32 and round once; sigmoid and fused multiply-add may differ."""
+    rng, kind = np.random.default_rng(0), onnx.helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
+    previous = rng.normal(0, 30, (3, 35, 1)).astype(np.float32)
+    features, dense = (rng.normal(size=shape).astype(dtype) for shape in ((1, 35, 6), (1, 1, 6)))
+    feed = {"p": previous, "f": features, "d": dense}
+    infos = [
+        onnx.helper.make_tensor_value_info(name, kind if name != "p" else onnx.TensorProto.FLOAT, x.shape)
+        for name, x in feed.items()
+    ]
+    node = onnx.helper.make_node("FuseScales", list(feed), ["o"], domain="pixelrt")
+    result = onnx.helper.make_tensor_value_info("o", kind, (3, 35, 6))
+    model = onnx.helper.make_model(
+        onnx.helper.make_graph([node], "op", infos, [result]),
+        opset_imports=[onnx.helper.make_opsetid("", 20), onnx.helper.make_opsetid("pixelrt", 1)],
+        functions=[fuse_scales(20)],
+        ir_version=9,
+    )
+    onnx.checker.check_model(model, full_check=True)
+    got = InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"]).run(None, feed)[0]
+    wanted = specification(previous[..., 0], features[0], dense[0, 0])
+    assert got.dtype == wanted.dtype == dtype
+    ulp = 2.0**-10 if dtype == np.float16 else 2.0**-22  # two units in the last place at most
+    np.testing.assert_allclose(got.astype(np.float64), wanted.astype(np.float64), atol=ulp, rtol=ulp)
 
 
 def test_nothing_dead(golden_bundle_a: Path) -> None:

@@ -13,6 +13,7 @@ import numpy as np
 from pixelrt_export.config import PixelLMConfig
 from pixelrt_export.graph import Graph
 from pixelrt_export.graphs.clip import clip_tower
+from pixelrt_export.graphs.fuse_scales import fuse_scales
 from pixelrt_export.graphs.two_way import TwoWay
 
 Tensor = Callable[[str], np.ndarray]
@@ -180,8 +181,9 @@ def build_pixel_decoder(g: Graph, tensor: Tensor, config: PixelLMConfig, depth: 
         two_way = transformer(g, tensor, config, 0, depth)
         coarse = _level(g, tensor, config, two_way, 0, fused, level0, (key, value, query))
     with g.scope("level1"):
-        focus = g.op("Add", g.op("Sigmoid", g.reshape(coarse, [0, -1, 1])), g.constant(1.0))
-        image = g.op("Add", g.op("Mul", focus, level1), _dense_prompt(g, tensor, width))
+        previous = g.reshape(coarse, [0, -1, 1])
+        previous = previous if g.activations == "float32" else g.cast(previous, "float32")
+        image = g.call(fuse_scales(g.opset), previous, level1, _dense_prompt(g, tensor, width))
         fine = _level(g, tensor, config, transformer(g, tensor, config, 1, depth), 1, fused, image, None)
 
     scales = g.op("Concat", g.constant([1, 1]), g.constant([2, 2]), axis=0)

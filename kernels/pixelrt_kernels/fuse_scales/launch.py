@@ -15,6 +15,15 @@ from pixelrt_kernels.upsample_mask.probability import Floats
 THREADS, COMBINE_THREADS = 256, 128
 
 
+def fuse_launch(half: bool, positions: int, channels: int) -> tuple[str, int, int]:
+    """Kernel, blocks, threads. Its arguments are previous, features, dense, then N, P, C, then out; a TensorRT plugin
+    is launched just so. Raises ValueError for 2^31 values or more."""
+    if positions * channels >= 1 << 31:
+        raise ValueError(f"need features of fewer than 2^31 values, got {(positions, channels)}")
+    suffix, each = variant(np.float16 if half else np.float32, channels)
+    return f"pixelrt_fuse_scales_{suffix}", blocks(positions * channels // each, THREADS), THREADS
+
+
 @dataclass(frozen=True)
 class FuseLaunch:
     """Buffers of one size of work; `__call__` may run any number of times, `result` copies to the host."""
@@ -30,8 +39,7 @@ class FuseLaunch:
     @classmethod
     def of(cls, device: Device, previous: Floats, features: Floats, dense: Floats) -> FuseLaunch:
         check_fuse(previous, features, dense)
-        if features.size >= 1 << 31:
-            raise ValueError(f"need features of fewer than 2^31 values, got {features.shape}")
+        fuse_launch(features.dtype == np.float16, *features.shape)  # it checks
         stored: type[np.float16] | type[np.float32] = (
             np.float16 if features.dtype == np.float16 else np.float32
         )
@@ -46,12 +54,11 @@ class FuseLaunch:
         )
 
     def __call__(self) -> None:
-        _, positions, channels = self.shape
-        suffix, each = variant(self.stored, channels)
+        kernel, count, threads = fuse_launch(self.stored is np.float16, *self.shape[1:])
         self.device.launch(
-            f"pixelrt_fuse_scales_{suffix}",
-            (blocks(positions * channels // each, THREADS), 1, 1),
-            (THREADS, 1, 1),
+            kernel,
+            (count, 1, 1),
+            (threads, 1, 1),
             0,
             self.previous,
             self.features,

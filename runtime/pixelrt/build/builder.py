@@ -256,7 +256,7 @@ def _job(site: Site, wish: Wish, folder: EngineFolder, part: Part, dry: bool) ->
 
 
 def _has_plugins(site: Site, part: Part) -> bool:
-    return site.plugins and plugins.OPERATOR in operators(part.file.path.read_bytes())
+    return site.plugins and not plugins.OPERATORS.isdisjoint(operators(part.file.path.read_bytes()))
 
 
 def _record(site: Site, part: Part) -> EngineRecord:

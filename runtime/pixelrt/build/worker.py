@@ -21,6 +21,7 @@ from typing import Any
 from pixelrt_kernels.build import ptx
 
 from pixelrt.build import plugins
+from pixelrt.build.plugin_nodes import with_plugins
 from pixelrt.onnx_file import with_size
 from pixelrt.tensorrt import Library, open_library
 
@@ -84,7 +85,7 @@ def run(job: Job, library: Library, say: Say) -> dict[str, Any]:
         content = with_size(content, "M", job.cache_length)
     if job.plugins:
         plugins.register(library, ptx())
-        content = plugins.with_plugins(content)
+        content = with_plugins(content)
     if not parser.parse(content, job.onnx):
         return {"refused": _refusals(trt, log, network, builder, content, job)}
     about = {"layers": network.num_layers}

@@ -53,8 +53,8 @@ UNITS = {
 @click.option("--fallback", type=click.Path(path_type=Path),
               help="A bundle of the same checkpoint in fp16, for what is refused in int8 or int4.")  # fmt: skip
 @click.option("--plugins", is_flag=True,
-              help="Put our CUDA kernel for deformable attention into the engine: TensorRT from 10.9, needs nvcc; "
-                   "not yet run on a GPU.")  # fmt: skip
+              help="Put our CUDA kernels for deformable attention and scale fusion into the engines: TensorRT from "
+                   "10.9, needs nvcc; not yet run on a GPU.")  # fmt: skip
 @click.option("--dry-run", "dry", is_flag=True, help="Say what would be built and whether it can be.")
 @click.option("--force", is_flag=True, help="Build although the verdict says no.")
 @debug_option

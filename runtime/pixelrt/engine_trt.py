@@ -1,9 +1,12 @@
 """Graphs on TensorRT 10.3 to 11.4 and TensorRT-RTX.
 
 Tensors stay on the GPU between graphs: outputs are `DeviceArray`s, and an input that is one is read where it lies.
-What comes from the host goes through pinned memory that is allocated once for each input. The encoder and the pixel
-decoder have a stream of their own beside the language graph's, so that the next picture is encoded under this one's
-answer. A call with shapes and addresses that were there before is a CUDA graph: a decoding step, the encoder.
+What comes from the host goes through pinned memory that is allocated once for each input. Each graph has a stream of
+its own, so that the next picture is encoded under this one's answer and no mask waits for it. A call with shapes and
+addresses that were there before is a CUDA graph: a decoding step, the encoder.
+
+Threads: an engine serves one call at a time and lets others wait; different engines run at once. All work on an
+engine's stream is given under its lock: a CUDA graph notes whatever any thread gives to the stream meanwhile.
 """
 
 from __future__ import annotations
@@ -31,7 +34,6 @@ from pixelrt.trt_profile import Profile, Shape, Shapes
 ALIGNED = 256  # bytes; what TensorRT wants of addresses
 GRAPHS_MAX = 16  # CUDA graphs of one profile
 STEP = 128  # attended lengths are rounded up to this: one CUDA graph serves as many tokens
-LANGUAGE, VISION = "language", "vision"  # streams
 
 
 class Staging:
@@ -110,7 +112,7 @@ class TrtEngine:
 
     def zeros(self, name: str, shape: Shape) -> DeviceArray:
         # Rows beyond the end are masked, but 0 * nan is nan: what lay there before must not matter.
-        with self.device:
+        with self._calling, self.device:  # a frame is begun while the one before is answered
             return self.device.zeros(shape, self.dtypes[name], self.stream)
 
     # ---- Engine ---------------------------------------------------------------------------------------------
@@ -268,8 +270,7 @@ class TrtBackend:
             check(self.engines, graph, self.here, self.bundle)
         record = self.engines.records[graph]
         file = self.bundle.graph(record.source, activations=record.activations)
-        stream = LANGUAGE if graph == "language" else VISION
-        return TrtEngine(self.library, self.device, file, record, self._plans[graph], stream)
+        return TrtEngine(self.library, self.device, file, record, self._plans[graph], stream=graph)
 
 
 def deserialised(library: Library, plan: Path) -> Any:

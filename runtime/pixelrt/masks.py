@@ -54,6 +54,9 @@ class Answer:
     masks: Sequence[Mask]
     timing: dict[str, float]  # stage -> ms, of this question alone; the picture's are in Frame.timing
     finished: bool = True  # False where the limit cut the answer off
+    # (N, run, H) hidden states that the masks were drawn from, where a family has them: `pixelrt.tracking` draws
+    # them in the next frames.
+    targets: NDArray[np.floating[Any]] | None = None
 
     def to_json(self) -> dict[str, Any]:
         """The answer in plain types; masks as RLE."""

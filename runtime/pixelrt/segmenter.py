@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from pixelrt.backends import check_name, open_backend
 from pixelrt.bundle import Bundle
-from pixelrt.engine import Backend, Value
+from pixelrt.engine import Array, Backend, Value
 from pixelrt.errors import InputError
 from pixelrt.language import Context
 from pixelrt.masks import Mask
@@ -102,6 +102,15 @@ class Tracker(Protocol):
     def track(self, frames: Iterable[Any], regions: Regions, memory: bool = True) -> Iterator[Tracked]:
         """One result a frame of the objects marked by `regions` on the first. memory: look for them as they were
         in the frame before where that is safe, not as they were marked."""
+        ...
+
+
+@runtime_checkable
+class Drawer(Protocol):
+    """A segmenter whose answers keep what their masks were drawn from (`pixelrt.masks.Answer.targets`)."""
+
+    def draw(self, frame: Frame, targets: Array, timing: dict[str, float]) -> list[Mask]:
+        """The same targets in another frame, without labels. timing: the stages are added to it."""
         ...
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -133,7 +134,31 @@ class PixelLM:
             )
         text, spans = self.render(generation.token_ids)
         masks = self._masks(frame, generation, text, spans, timing)
-        return Answer(text, generation.token_ids, masks, timing, generation.finished)
+        targets = generation.targets(self.codebook)
+        return Answer(text, generation.token_ids, masks, timing, generation.finished, targets=targets)
+
+    def draw(self, frame: Frame, targets: Array, timing: dict[str, float]) -> list[Mask]:
+        """Masks of an answer's `targets` (N, run, H) in any frame, without label and span; the language model rests.
+
+        timing: the stages are added to it.
+        """
+        frame, count = frame_of(self, frame), len(targets)
+        hidden: Array = targets.reshape(count, self.scales, self.codebook.run // self.scales, -1)
+        # As many targets at once as the engine takes.
+        most = self._pixel_decoder.memory.most("seg_hidden", 0) or count
+        parts = [hidden[i : i + most] for i in range(0, count, most)]
+        with stage(timing, "pixel_decoder"):
+            drawn = [
+                self._pixel_decoder({"seg_hidden": part, **frame.features})["low_res_masks"] for part in parts
+            ]
+        with stage(timing, "upsample"):
+            size = frame.image.shape[:2]
+            found = [
+                upsample_mask(part, max(frame.content), frame.content, (size[0], size[1])) for part in drawn
+            ]
+            masks, scores, boxes = (_stacked(each) for each in zip(*found, strict=True))
+            low_res = _stacked([np.asarray(part) for part in drawn])
+        return [Mask(masks[i], float(scores[i]), "", None, _box(boxes[i]), low_res[i]) for i in range(count)]
 
     def render(self, token_ids: list[int]) -> tuple[str, dict[int, tuple[int, int]]]:
         """Readable text with `[SEG]` where a full run stands; index of each run's first token -> its span."""
@@ -168,37 +193,14 @@ class PixelLM:
         targets = generation.targets(self.codebook)
         if targets is None:
             return []
-        count = len(targets)
-        hidden: Array = targets.reshape(count, self.scales, self.codebook.run // self.scales, -1)
-        # As many targets at once as the engine takes.
-        most = self._pixel_decoder.memory.most("seg_hidden", 0) or count
-        parts = [hidden[i : i + most] for i in range(0, count, most)]
-        with stage(timing, "pixel_decoder"):
-            drawn = [
-                self._pixel_decoder({"seg_hidden": part, **frame.features})["low_res_masks"] for part in parts
-            ]
-        with stage(timing, "upsample"):
-            size = frame.image.shape[:2]
-            found = [
-                upsample_mask(part, max(frame.content), frame.content, (size[0], size[1])) for part in drawn
-            ]
-            masks, scores, boxes = (_stacked(each) for each in zip(*found, strict=True))
-            low_res = _stacked([np.asarray(part) for part in drawn])
+        drawn = self.draw(frame, targets, timing)
         labels = label_spans(text, list(spans.values()))
         placed = {start: (label, spans[start]) for start, label in zip(spans, labels, strict=True)}
         # Targets named in the prompt, or in pieces, have no place in the answer.
         starts = generation.run_starts(self.codebook)
         places = [("", None) if start is None else placed.get(start, ("", None)) for start in starts]
         return [
-            Mask(
-                mask=masks[i],
-                score=float(scores[i]),
-                label=label,
-                span=span,
-                box=_box(boxes[i]),
-                low_res_logits=low_res[i],
-            )
-            for i, (label, span) in enumerate(places)
+            replace(mask, label=label, span=span) for mask, (label, span) in zip(drawn, places, strict=True)
         ]
 
 

@@ -12,8 +12,8 @@ The question is asked again after `every` frames, and on a frame where its objec
 
     IoU(mask, mask in the frame before) < drift      or      score < drift * score in the first frame after asking
 
-An empty mask and one with pixels have IoU 0, so that vanishing and appearing count; two empty ones have 1. What slips
-from one object to another slowly is not seen by this: that is what `every` is for.
+An empty mask and one with pixels have IoU 0, so that vanishing and appearing count; two empty ones have 1. Pictures of
+another size are asked about too. What slips from one object to another slowly is not seen: that is what `every` is for.
 """
 
 from __future__ import annotations
@@ -121,7 +121,9 @@ class Tracking:
 
     def _drifted(self, before: Sequence[Mask], now: Sequence[Mask]) -> bool:
         return any(
-            iou(old.mask, new.mask) < self.drift or new.score < self.drift * score
+            old.mask.shape != new.mask.shape  # another camera
+            or iou(old.mask, new.mask) < self.drift
+            or new.score < self.drift * score
             for old, new, score in zip(before, now, self._scores, strict=True)
         )
 

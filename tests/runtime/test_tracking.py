@@ -125,6 +125,12 @@ def test_asked_where_something_vanished_or_appeared_but_once() -> None:
     assert steps(Film(here, here, gone, gone, here), drift=0) == "A----"
 
 
+def test_asked_where_pictures_have_another_size() -> None:
+    turned = replace(mask(0), mask=np.ones(SIZE[::-1], np.bool_))
+    for drift in (0.0, 0.5):
+        assert steps(Film(*[[m] for m in (mask(0), mask(0), turned, turned)]), drift=drift) == "A-A-"
+
+
 def test_an_answer_without_masks_has_nothing_to_follow() -> None:
     film = Film([], [mask(0)], [mask(0)], [mask(0)], [mask(0)])
     assert steps(film, every=3) == "A--A-"

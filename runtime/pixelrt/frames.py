@@ -1,4 +1,4 @@
-"""The pictures of a video: a folder of them, or a video file where PyAV is installed."""
+"""The pictures of a video: a folder of them, or a video file or a camera where PyAV is installed."""
 
 from __future__ import annotations
 
@@ -16,10 +16,11 @@ SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".ppm", "
 
 
 def read_frames(source: Path) -> Iterator[tuple[str, Rgb]]:
-    """(name, picture) of every frame in order. Raises InputError where there is none."""
+    """(name, picture) of every frame in order; of a camera (Linux: /dev/video0) without end. Raises InputError where
+    there is none."""
     if not source.exists():
-        raise InputError(f"{source} does not exist. Give a folder of pictures, or a video file.")
-    return _from_video(source) if source.is_file() else _from_folder(source)
+        raise InputError(f"{source} does not exist. Give a folder of pictures, a video file or a camera.")
+    return _from_folder(source) if source.is_dir() else _from_video(source)
 
 
 def _from_folder(folder: Path) -> Iterator[tuple[str, Rgb]]:
@@ -45,7 +46,7 @@ def _from_video(file: Path) -> Iterator[tuple[str, Rgb]]:
     except ModuleNotFoundError as error:
         raise MissingExtra("PyAV, which reads video files,", "video") from error
     try:
-        container = av.open(str(file))
+        container = av.open(str(file), format="v4l2" if file.is_char_device() else None)
         stream = container.streams.video[0]
     except (av.FFmpegError, IndexError):
         raise InputError(

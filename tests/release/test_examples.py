@@ -24,8 +24,8 @@ def run(root: Path, script: str, *arguments: object, cwd: Path) -> str:
 
 def test_every_example_is_run_here_and_short(root: Path) -> None:
     scripts = {file.name: file.read_text(encoding="utf-8") for file in (root / "examples").glob("*.py")}
-    assert set(scripts) == {"one_picture.py", "many_questions.py", "folder_to_coco.py"}
-    assert all(text.count("\n") < 40 for text in scripts.values())
+    assert set(scripts) == {"one_picture.py", "many_questions.py", "folder_to_coco.py", "camera.py"}
+    assert all(text.count("\n") < 45 for text in scripts.values())
 
 
 def test_one_picture(root: Path, tiny_bundle: Path, tmp_path: Path) -> None:
@@ -38,6 +38,19 @@ def test_many_questions(root: Path, tiny_bundle: Path, tmp_path: Path) -> None:
     said = run(root, "many_questions.py", tiny_bundle, cwd=tmp_path).splitlines()
     assert len(said) == 5 and said[0].endswith("once")
     assert all("->" in line for line in said[1:])
+
+
+@pytest.mark.parametrize("every", [0, 2])
+def test_camera(root: Path, tiny_bundle: Path, tmp_path: Path, every: int) -> None:
+    question = "Segment the striped shapes."
+    *frames, last = run(
+        root, "camera.py", tiny_bundle, root / "calib_data", question, every, cwd=tmp_path
+    ).splitlines()
+    pictures = sorted(file.stem for file in (root / "calib_data").glob("*.png"))
+    seen = [line.split()[0] for line in frames]
+    assert seen == sorted(set(seen)) and set(seen) <= set(pictures) and seen[-1] == pictures[-1]
+    assert last == f"{len(seen)} answered, {len(pictures) - len(seen)} dropped for newer ones, 0 failed"
+    assert all("asked" in line for line in frames) or every
 
 
 def test_folder_to_coco(root: Path, tiny_bundle: Path, tmp_path: Path) -> None:

@@ -68,3 +68,14 @@ def test_a_video(tmp_path: Path) -> None:
     path.write_bytes(b"no video")
     with pytest.raises(InputError, match="is not a video"):
         read_frames(path)
+
+
+def test_a_camera(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A device is no folder; /dev/null stands for one, which no camera's driver answers for."""
+    av = pytest.importorskip("av", reason="needs the video extra")
+    opened: list[tuple[str, str | None]] = []
+    usual = av.open
+    monkeypatch.setattr(av, "open", lambda path, format=None: opened.append((path, format)) or usual(path))
+    with pytest.raises(InputError, match="/dev/null is not a video"):
+        read_frames(Path("/dev/null"))
+    assert opened == [("/dev/null", "v4l2")]

@@ -68,9 +68,16 @@ class Motion:
 
 
 def clip(
-    seed: int, long_side: int = LONG_SIDE, photographs: tuple[str, ...] | None = None, frames: int = FRAMES
+    seed: int,
+    long_side: int = LONG_SIDE,
+    photographs: tuple[str, ...] | None = None,
+    frames: int = FRAMES,
+    pace: float = 1.0,
 ) -> Clip:
-    """2 to 5 things in the shaded look; all but at most one are whole and in sight in the first frame."""
+    """2 to 5 things in the shaded look; all but at most one are whole and in sight in the first frame.
+
+    pace: of all motion. Things go their way in FRAMES / pace frames.
+    """
     unit = long_side / LONG_SIDE
     for attempt in range(200):
         rng = np.random.default_rng([seed, attempt, 2])
@@ -81,7 +88,8 @@ def clip(
         poses, motions = _motions(rng, poses, size)
         pixels = (round(size[0] * unit), round(size[1] * unit))
         moved = [
-            [m.after(p, t).enlarged(unit) for p, m in zip(poses, motions, strict=True)] for t in range(frames)
+            [m.after(p, t * pace).enlarged(unit) for p, m in zip(poses, motions, strict=True)]
+            for t in range(frames)
         ]
         covers = [[covered(pose, pixels) for pose in frame] for frame in moved]
         labels = [label_map(frame, pixels) for frame in covers]
@@ -98,7 +106,7 @@ def clip(
     # Outlined in any case: what is needed against one part of the background must not come and go.
     surfaces = [replace(finish_of(rng, things, poses, k), outlined=True) for k in range(len(things))]
     light, balance = lighting(rng)
-    wide, pan = _panorama(rng, pixels, photographs or SHADED.trained, frames, unit)
+    wide, pan = _panorama(rng, pixels, photographs or SHADED.trained, frames, unit * pace)
     scenes = []
     for t in range(frames):
         image = wide[pan[t][1] : pan[t][1] + pixels[0], pan[t][0] : pan[t][0] + pixels[1]].copy()
@@ -134,7 +142,7 @@ def _motions(
 def _panorama(
     rng: np.random.Generator, pixels: tuple[int, int], names: tuple[str, ...], frames: int, unit: float
 ) -> tuple[np.ndarray, list[tuple[int, int]]]:
-    """A background larger than the picture, and x, y of the picture in it, frame by frame."""
+    """A background larger than the picture, and x, y of the picture in it, frame by frame; PAN is times `unit`."""
     room = math.ceil(PAN * frames * unit)
     wide = backdrop(rng, (pixels[0] + room, pixels[1] + room), names)
     speed = rng.uniform(-PAN, PAN, 2) * unit

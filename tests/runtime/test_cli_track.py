@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +73,25 @@ def test_track(bundle: toy.Toy, film: Path, tmp_path: Path) -> None:
     assert "3 frames, 2 objects" in result.output and len(bundle.encoder.calls) == 3
 
 
+def test_track_by_a_question(bundle: toy.Toy, film: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    result = run("track", "b", film, "--prompt", "the red mug", "--every", 2, "--out", out)
+    assert result.exit_code == 0, result.output
+    assert [line.split()[:2] for line in result.output.splitlines()[:3]] == [
+        ["f0", "asked"],
+        ["f1", "-----"],
+        ["f2", "asked"],
+    ]
+    assert "3 frames, 2 questions" in result.output
+    assert names(out) == ["answers.jsonl", "labels", "overlays"]
+    assert names(out / "labels") == names(out / "overlays") == ["f0.png", "f1.png", "f2.png"]
+    answers = [json.loads(line) for line in (out / "answers.jsonl").read_text().splitlines()]
+    assert [(a["frame"], a["asked"]) for a in answers] == [("f0", True), ("f1", False), ("f2", True)]
+    for answer in answers:
+        labels = np.asarray(Image.open(out / "labels" / f"{answer['frame']}.png"))
+        assert [mask["area"] for mask in answer["masks"]] == [int((labels == 1).sum())] != [0]
+
+
 def test_label_maps_of_all_modes(tmp_path: Path) -> None:
     values, objects = objects_of(first_mask(tmp_path / "p.png", "P"))
     assert values == [2, 9] and objects[0][25, 40] and objects[1][5, 55]
@@ -98,7 +118,9 @@ def test_track_refuses(bundle: toy.Toy, film: Path, tmp_path: Path, monkeypatch:
         ([tmp_path / "none", "--mask", mask], "does not exist"),
         ([film, "--mask", tmp_path / "none.png"], "does not exist"),
         ([film, "--mask", small], "a mask of 5 x 5 pixels; the picture has 100 x 75"),
-        ([film], "--mask"),
+        ([film], "Give --mask"),
+        ([film, "--mask", mask, "--prompt", "the mug"], "Give --mask"),
+        ([film, "--prompt", " "], "is no sentence"),
         ([film, "--mask", mask, "--out", mask], "is a file"),
     ]
     for arguments, words in cases:
@@ -107,4 +129,4 @@ def test_track_refuses(bundle: toy.Toy, film: Path, tmp_path: Path, monkeypatch:
     segmenter = type("Words", (), {"bundle": bundle.bundle})()
     monkeypatch.setattr(pixelrt, "load", lambda path, backend="auto", progress=None: segmenter)
     result = run("track", "b", film, "--mask", mask, "--out", out)
-    assert result.exit_code == 2 and "does not follow objects" in result.output
+    assert result.exit_code == 2 and "does not follow objects that are marked" in result.output

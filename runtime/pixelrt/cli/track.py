@@ -1,11 +1,13 @@
-"""`pixelrt track BUNDLE FRAMES --mask first.png`."""
+"""`pixelrt track BUNDLE FRAMES --mask first.png`, or `--prompt "Segment the mug."`."""
 
 from __future__ import annotations
 
+import json
 import time
+from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 import numpy as np
@@ -16,7 +18,11 @@ from pixelrt.cli import debug_option
 from pixelrt.cli.progress import checking
 from pixelrt.errors import InputError
 
+if TYPE_CHECKING:
+    from pixelrt.segmenter import Segmenter
+
 OUT = "pixelrt-out"
+Named = Iterator[tuple[str, NDArray[np.uint8]]]
 
 
 @click.command()
@@ -24,16 +30,30 @@ OUT = "pixelrt-out"
 @click.argument("frames", type=click.Path(path_type=Path))
 @click.option(
     "--mask",
-    required=True,
     type=click.Path(path_type=Path),
     help="The objects in the first frame: a label map, one value or colour an object, 0 or black for none.",
+)
+@click.option("--prompt", help="In place of --mask: what to look for, asked now and then.")
+@click.option(
+    "--every",
+    type=click.IntRange(min=1),
+    default=30,
+    show_default=True,
+    help="Frames from one question to the next at most; 1 asks about every frame.",
+)
+@click.option(
+    "--drift",
+    type=click.FloatRange(0, 1),
+    default=0.5,
+    show_default=True,
+    help="Ask again where a mask's overlap with the frame before, or its score, falls below this share.",
 )
 @click.option(
     "--out",
     type=click.Path(path_type=Path),
     default=OUT,
     show_default=True,
-    help="Folder for overlays/NAME.png and labels/NAME.png.",
+    help="Folder for overlays/NAME.png, labels/NAME.png and, with --prompt, answers.jsonl.",
 )
 @click.option(
     "--memory/--no-memory",
@@ -43,50 +63,118 @@ OUT = "pixelrt-out"
 )
 @click.option("--backend", default="auto", show_default=True, help="What runs the graphs.")
 @debug_option
-def track(bundle: Path, frames: Path, mask: Path, out: Path, memory: bool, backend: str) -> None:
-    """Follow the objects marked in --mask through FRAMES, a folder of pictures in order or a video file.
+def track(
+    bundle: Path,
+    frames: Path,
+    mask: Path | None,
+    prompt: str | None,
+    every: int,
+    drift: float,
+    out: Path,
+    memory: bool,
+    backend: str,
+) -> None:
+    """Follow objects through FRAMES, a folder of pictures in order or a video file.
 
-    Writes for every frame an overlay and a label map with the values of --mask (or 1, 2, … for its colours).
+    Writes for every frame an overlay and a label map: with the values of --mask (or 1, 2, … for its colours), or
+    with the numbers of the answer's masks. See docs/video.md.
     """  # fmt: skip
     import pixelrt
-    from pixelrt.coco import indexed_png
     from pixelrt.frames import read_frames
-    from pixelrt.overlay import draw
-    from pixelrt.queries import Regions
     from pixelrt.segmenter import Tracker
 
+    if (mask is None) == (prompt is None):
+        raise InputError(
+            "Give --mask, a picture of the objects in the first frame, or --prompt, what to look for."
+        )
     if out.exists() and not out.is_dir():
         raise InputError(f"--out {out} is a file. Give a folder.")
     pictures = read_frames(frames)
-    values, objects = objects_of(mask)
+    marked = None if mask is None else objects_of(mask)
     with checking(bundle) as progress:
         segmenter = pixelrt.load(bundle, backend=backend, progress=progress)
-    if not isinstance(segmenter, Tracker):
+    if marked is not None and not isinstance(segmenter, Tracker):
         family = segmenter.bundle.manifest["family"]
         raise InputError(
-            f"{bundle} is of family {family!r}, which does not follow objects. Use another bundle."
+            f"{bundle} is of family {family!r}, which does not follow objects that are marked. Give it a --prompt."
         )
     first = next(pictures, None)
     if first is None:
         raise InputError(f"{frames} holds no frame. Give another video or a folder of frames.")
     for folder in (out / "overlays", out / "labels"):
         folder.mkdir(parents=True, exist_ok=True)
-    clock, named = time.perf_counter(), []
+    pictures = chain([first], pictures)
+    clock = time.perf_counter()
+    if marked is None:
+        count, what = _ask(segmenter, str(prompt), every, drift, pictures, out)
+    else:
+        count, what = _follow(segmenter, *marked, memory, pictures, out)
+    spent_s = time.perf_counter() - clock
+    click.echo(
+        f"\n{count} frames, {what}, {spent_s / count:.2f} s a frame: {out / 'overlays'}, {out / 'labels'}"
+    )
+
+
+def _follow(
+    segmenter: Any,
+    values: list[int],
+    objects: list[NDArray[np.bool_]],
+    memory: bool,
+    pictures: Named,
+    out: Path,
+) -> tuple[int, str]:
+    """Number of frames, and what was followed."""
+    from pixelrt.queries import Regions
+
+    named = []
 
     def remembered() -> Any:
-        for name, picture in chain([first], pictures):
+        for name, picture in pictures:
             named.append((name, picture))
             yield picture
 
     count = 0
     for result in segmenter.track(remembered(), Regions(masks=objects), memory=memory):
         name, picture = named.pop()
-        draw(picture, result.masks).save(out / "overlays" / f"{name}.png", compress_level=3)
         labels = np.array([0, *values], np.int32)[result.label_map]
-        (out / "labels" / f"{name}.png").write_bytes(indexed_png(labels, max(values)))
+        _write(out, name, picture, result.masks, labels, max(values))
         count += 1
-        click.echo(f"{name}  {(time.perf_counter() - clock) / count:.2f} s a frame")
-    click.echo(f"\n{count} frames, {len(values)} objects: {out / 'overlays'}, {out / 'labels'}")
+        click.echo(name)
+    return count, f"{len(values)} objects"
+
+
+def _ask(
+    segmenter: Segmenter, prompt: str, every: int, drift: float, pictures: Named, out: Path
+) -> tuple[int, str]:
+    """Number of frames, and how often it was asked."""
+    from pixelrt.families.psalm_video import fused
+    from pixelrt.tracking import Tracking
+
+    tracking = Tracking(segmenter, prompt, every, drift)
+    count = 0
+    with (out / "answers.jsonl").open("w", encoding="utf-8") as answers:
+        for name, picture in pictures:
+            result = tracking.step(picture)
+            masks = result.masks
+            labels = fused(masks, picture.shape[:2])
+            _write(out, name, picture, masks, labels, max(1, len(masks)))
+            answer = {"frame": name, "asked": tracking.asked, **result.to_json()}
+            answers.write(json.dumps(answer, ensure_ascii=False) + "\n")
+            count += 1
+            click.echo(
+                f"{name}  {'asked' if tracking.asked else '-----'}  {', '.join(m.label for m in masks)}"
+            )
+    return count, f"{tracking.questions} questions"
+
+
+def _write(
+    out: Path, name: str, picture: NDArray[np.uint8], masks: Any, labels: NDArray[np.int32], most: int
+) -> None:
+    from pixelrt.coco import indexed_png
+    from pixelrt.overlay import draw
+
+    draw(picture, masks).save(out / "overlays" / f"{name}.png", compress_level=3)
+    (out / "labels" / f"{name}.png").write_bytes(indexed_png(labels, most))
 
 
 def objects_of(path: Path) -> tuple[list[int], list[NDArray[np.bool_]]]:

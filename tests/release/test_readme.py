@@ -78,7 +78,16 @@ def test_the_make_commands_are_what_ci_runs(root: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["README.md", "DESIGN.md", "CONTRIBUTING.md", "SECURITY.md", "docs/bundle.md", "docs/jetson.md"]
+    "name",
+    [
+        "README.md",
+        "DESIGN.md",
+        "CONTRIBUTING.md",
+        "SECURITY.md",
+        "docs/bundle.md",
+        "docs/jetson.md",
+        "docs/video.md",
+    ],
 )
 def test_links_lead_somewhere(root: Path, name: str) -> None:
     text = (root / name).read_text(encoding="utf-8")

@@ -46,12 +46,20 @@ def return_freed_weights() -> None:
 class OrtEngine:
     """One ONNX Runtime session."""
 
-    def __init__(self, file: GraphFile, *, threads: int = 0, provider: str = CPU) -> None:
-        """threads: of one operator; 0 is one per core. Raises InputError: a graph or a provider that does not load."""
+    def __init__(
+        self, file: GraphFile, *, threads: int = 0, provider: str = CPU, plain: bool = False
+    ) -> None:
+        """threads: of one operator; 0 is one per core. plain: run the graph as it is written, slowly, in little memory.
+        Raises InputError: a graph or a provider that does not load."""
         self.file, self.memory = file, HostMemory(file.activations)
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         options.log_severity_level = 3
+        if plain:
+            # Nothing fused, folded or repacked: weights stay in their mapped file, and what is made of one is freed.
+            options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+            options.enable_cpu_mem_arena = options.enable_mem_pattern = False
+            options.add_session_config_entry("session.disable_prepacking", "1")
         return_freed_weights()
         try:
             self._session = onnxruntime.InferenceSession(
@@ -110,15 +118,16 @@ class OrtBackend:
         compatible: bool | None = None,
         threads: int = 0,
         cuda: bool = False,
+        plain: bool = False,
     ) -> None:
-        """activations: of all graphs, for trials. compatible: run the language graph's twin for older runtimes; by
+        """plain: see `OrtEngine`. activations: of all graphs, for trials. compatible: run the language graph's twin for older runtimes; by
         default where this one is older. Raises InputError: cuda, and this onnxruntime has none."""
         if cuda and CUDA not in onnxruntime.get_available_providers():
             raise InputError(
                 f"The onnxruntime {onnxruntime.__version__} that is installed has no CUDA. "
                 "Run: pip uninstall onnxruntime && pip install 'pixelrt[gpu]'"
             )
-        self.bundle, self.activations, self.threads = bundle, activations, threads
+        self.bundle, self.activations, self.threads, self.plain = bundle, activations, threads, plain
         self.provider, self.name = (CUDA, "onnxruntime-cuda") if cuda else (CPU, "onnxruntime-cpu")
         version = tuple(int(part) for part in onnxruntime.__version__.split(".")[:2])
         self.compatible = cuda or version < IN_PLACE_SINCE if compatible is None else compatible
@@ -127,7 +136,7 @@ class OrtBackend:
         name = "language_compat" if graph == "language" and self.compatible else graph
         activations = self.activations or self._activations(name)
         file = self.bundle.graph(name, activations=activations)
-        return OrtEngine(file, threads=self.threads, provider=self.provider)
+        return OrtEngine(file, threads=self.threads, provider=self.provider, plain=self.plain)
 
     def _activations(self, name: str) -> str:
         manifest = self.bundle.manifest

@@ -34,8 +34,10 @@ kernels:
 # Beside the environment and not in it, so that `make test` is the same on every machine.
 rtx := build/tensorrt-rtx
 rtx_wheels := tensorrt-rtx-cu13-libs==1.7.1.116 tensorrt-rtx-cu13-bindings==1.7.1.116
+# The import comes first: without TensorRT-RTX its tests would skip, and nothing would be wrong.
 tensorrt-check:
 	[ -d $(rtx) ] || $(bin)/python -m pip --disable-pip-version-check install --quiet --no-deps --target $(rtx) $(rtx_wheels)
+	PYTHONPATH=$(rtx) $(bin)/python -c 'import tensorrt_rtx_bindings'
 	PYTHONPATH=$(rtx) $(bin)/python -m pytest -m tensorrt tests/build
 
 gpu-check:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from pixelrt.cli import debug_option, say
 from pixelrt.cli.progress import ProgressLine
+from pixelrt.cli.verify import backend_option, verify_here
 from pixelrt.errors import InputError
 
 if TYPE_CHECKING:
@@ -72,6 +73,12 @@ def _thresholds(command: Callable[..., None]) -> Callable[..., None]:
     help="Compare with the checkpoint before the bundle gets its name (default: where layers are rounded).",
 )
 @click.option("--auto", is_flag=True, help="Keep the layers at fault in 16 bits where the gate says no.")
+@click.option(
+    "--goldens/--no-goldens",
+    default=True,
+    help="Keep golden outputs in the bundle, without which its TensorRT engines cannot be verified (default: yes; "
+    "takes a run of the bundle).",
+)
 @click.option("--restart", is_flag=True, help="Use nothing of what a stopped export has left.")
 @_thresholds
 @_vision_tower
@@ -88,6 +95,7 @@ def export(
     nearest: bool,
     gate: bool | None,
     auto: bool,
+    goldens: bool,
     restart: bool,
     min_iou: float,
     min_same: float,
@@ -100,6 +108,8 @@ def export(
 
     An export that is stopped goes on where it was when the same command is given again.
     """
+    from pixelrt.goldens.make import make_goldens
+
     from pixelrt_export.export import export_bundle
     from pixelrt_export.gate import ROUNDED, Refused, export_gated
     from pixelrt_export.quantize.plan import Settings
@@ -122,6 +132,7 @@ def export(
             "stages": stages,
             "vision_tower": vision_tower,
             "settings": Settings(calib=calib, block=int(block), calibrated=not nearest, progress=progress),
+            "goldens": (lambda folder: make_goldens(folder, progress)) if goldens else None,
             "restart": restart,
             "note": note,
         }
@@ -148,7 +159,8 @@ def export(
 
 @click.command()
 @click.argument("bundle", type=click.Path(path_type=Path))
-@click.argument("checkpoint", type=click.Path(path_type=Path))
+@click.argument("checkpoint", required=False, type=click.Path(path_type=Path))
+@backend_option
 @click.option(
     "--images",
     type=click.Path(path_type=Path),
@@ -170,7 +182,8 @@ def export(
 @debug_option
 def verify(
     bundle: Path,
-    checkpoint: Path,
+    checkpoint: Path | None,
+    backend: str,
     images: Path | None,
     replay: Path | None,
     out: Path | None,
@@ -184,7 +197,19 @@ def verify(
     bundle's precision explains, or answers and masks by more than is wanted; the line says in which stage.
 
     With --replay, one recorded answer alone; exit code 0 where the checkpoint gives it too.
+
+    Without CHECKPOINT: what BUNDLE gives on this machine is compared with the golden outputs that it holds. TensorRT
+    engines that agree are run from then on.
     """
+    if checkpoint is None:
+        if images or replay or out:
+            raise InputError(
+                "--images, --replay and --out compare with a checkpoint. Give it: BUNDLE CHECKPOINT."
+            )
+        verify_here(bundle, backend)
+        return
+    if backend != "auto":
+        raise InputError("--backend is for a bundle without its checkpoint. Leave out one of the two.")
     from pixelrt_export.quantize.records import read_records
     from pixelrt_export.verify.bundle import open_original, verify_bundle
     from pixelrt_export.verify.report import Thresholds
@@ -210,7 +235,7 @@ def verify(
 
 
 def size_of(bundle: Path) -> int:
-    return sum(file.stat().st_size for file in bundle.iterdir())
+    return sum(file.stat().st_size for file in bundle.iterdir() if file.is_file())
 
 
 def _replay(

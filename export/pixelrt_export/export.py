@@ -13,8 +13,12 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from pixelrt import __version__
+from pixelrt.archive import LICENSES
 from pixelrt.bundle import Bundle, write_manifest
+from pixelrt.engines import FOLDER as ENGINES
+from pixelrt.engines import foreign_to
 from pixelrt.errors import InputError
+from pixelrt.goldens.file import FILE, KEY
 from pixelrt.manifest import MANIFEST
 
 from pixelrt_export.checkpoint import Checkpoint
@@ -75,6 +79,7 @@ def export_bundle(
     vision_tower: str | Path | None = None,
     settings: Settings | None = None,
     gate: Callable[[Path], Verdict] | None = None,
+    goldens: Callable[[Path], dict[str, Any]] | None = None,
     restart: bool = False,
     note: Callable[[str], None] = lambda text: None,
 ) -> Path:
@@ -83,7 +88,8 @@ def export_bundle(
     precision: of the stored weights, see MENU; fp32 changes nothing. stages: `encoder`, `language` or
     `pixel_decoder` -> a precision of its own. settings: of the quantisers, and who hears of progress. vision_tower:
     the CLIP folder, where it does not lie beside the checkpoint. An existing bundle at the destination is replaced
-    once the new one is complete; any other folder there is left alone. gate: looks at the finished bundle before it
+    once the new one is complete; any other folder there is left alone. goldens: writes golden outputs into the finished
+    bundle; gives what its manifest says of them (`pixelrt.goldens.make`). gate: looks at the finished bundle before it
     gets its name; one that does not pass gets the name BUNDLE.rejected, and what stands at BUNDLE stays. restart: use
     nothing of what a killed export has left. note: hears, in a sentence, where something was. Raises InputError,
     Rejected.
@@ -120,11 +126,18 @@ def export_bundle(
         manifest = {**head, **sink.manifest, "graphs": sink.graphs}
         names = sink.names
         del sink  # and with it what calibration holds
-        _finish(work, manifest, names, settings)
+        files = _finish(work, manifest, names, settings)
+        if goldens is not None:
+            try:
+                manifest = {**manifest, KEY: goldens(work.bundle)}
+                names = [*names, FILE]
+                files = _finish(work, manifest, names, settings, files)
+            except InputError as error:
+                note(f"no golden outputs: {error}; TensorRT engines of this bundle cannot be verified")
         if gate is not None:
             verdict = gate(work.bundle)
             names = [*names, *verdict.write(work.bundle)]
-            _finish(work, {**manifest, "verified": verdict.summary()}, names, settings)
+            _finish(work, {**manifest, "verified": verdict.summary()}, names, settings, files)
             if not verdict.passed:
                 _replace(rejected, work.bundle)
                 raise Rejected(rejected, verdict)
@@ -144,18 +157,28 @@ def chosen_precision(precision: str, stages: Mapping[str, str]) -> dict[str, str
     return chosen
 
 
-def _finish(work: Work, manifest: dict[str, Any], names: list[str], settings: Settings) -> None:
-    """Write the manifest, last of all; what a killed run has left besides goes."""
+def _finish(
+    work: Work,
+    manifest: dict[str, Any],
+    names: list[str],
+    settings: Settings,
+    known: Mapping[str, dict[str, Any]] | None = None,
+) -> dict[str, dict[str, Any]]:
+    """Write the manifest, last of all; what a killed run has left besides goes. Gives its `files`; known: of those that
+    were hashed in this run."""
     for file in work.bundle.iterdir():
         if file.name not in names:
             file.unlink()
-    write_manifest(
-        work.bundle, manifest, names, lambda done, total: settings.progress("bundle hashed", done, total)
-    )
+
+    def hashed(done: int, total: int) -> None:
+        settings.progress("bundle hashed", done, total)
+
+    return write_manifest(work.bundle, manifest, names, hashed, known)
 
 
 def _check_target(target: Path) -> None:
-    """A folder that export may replace: none, an empty one, or a bundle with nothing else in it."""
+    """A folder that export may replace: none, an empty one, or a bundle with nothing in it but what pixelrt made: its
+    files, its engines, and the licences that `pixelrt unpack` puts beside them."""
     if not target.exists() or (target.is_dir() and not any(target.iterdir())):
         return
     refusal = f"{target} exists and is not a bundle; export does not overwrite it. Give another folder."
@@ -163,24 +186,33 @@ def _check_target(target: Path) -> None:
         listed = Bundle.read(target, verify=False).manifest["files"]
     except InputError:
         raise InputError(refusal) from None
-    foreign = sorted(file.name for file in target.iterdir() if file.name not in {*listed, MANIFEST})
+    own = {*listed, MANIFEST, LICENSES, ENGINES}
+    foreign = sorted([*(file.name for file in target.iterdir() if file.name not in own), *foreign_to(target)])
     if foreign:
         raise InputError(
-            f"{target} holds {', '.join(foreign[:3])}, which export did not write and would delete. "
+            f"{target} holds {', '.join(foreign[:3])}, which pixelrt did not write and export would delete. "
             "Move it away, or give another folder."
         )
 
 
 def _replace(target: Path, partial: Path) -> None:
-    """Put the finished folder in place; an older bundle goes only once the new one is there."""
+    """Put the finished folder in place; an older bundle goes only once the new one is there.
+
+    Its engines stay: those of graphs that are as they were may be run on, the others are refused by their fingerprints
+    until they are built again, and the timing cache makes that shorter.
+    """
     old = target.with_name(f".{target.name}.old")
     shutil.rmtree(old, ignore_errors=True)
     if target.exists():
         target.rename(old)
+        if (old / ENGINES).is_dir():
+            (old / ENGINES).rename(partial / ENGINES)
     try:
         partial.rename(target)
     except OSError:
         if old.exists():
+            if (partial / ENGINES).is_dir():
+                (partial / ENGINES).rename(old / ENGINES)
             old.rename(target)
         raise
     shutil.rmtree(old, ignore_errors=True)

@@ -44,6 +44,7 @@ def export_gated(
     settings: Settings,
     thresholds: Thresholds,
     auto: bool,
+    goldens: Callable[[Path], dict[str, Any]] | None = None,
     restart: bool = False,
     note: Callable[[str], None],
 ) -> tuple[Path, Report]:
@@ -65,6 +66,7 @@ def export_gated(
             vision_tower=vision_tower,
             settings=replace(settings, keep=settings.keep | frozenset(keep)),
             gate=judge,
+            goldens=goldens if folder == bundle else None,  # a trial is thrown away
             restart=restart,
             note=note,
         )

@@ -27,21 +27,22 @@ def check_name(name: str) -> None:
         raise InputError(f"No backend {name!r}. Choose one of: {', '.join(BACKENDS)}.")
 
 
-def open_backend(bundle: Bundle, name: str = "auto") -> Backend:
-    """name: of BACKENDS. Raises InputError where that one cannot run the bundle here."""
+def open_backend(bundle: Bundle, name: str = "auto", unverified: bool = False) -> Backend:
+    """name: of BACKENDS. unverified: take TensorRT engines that were not verified yet, to do so.
+
+    Raises InputError where that one cannot run the bundle here.
+    """
     check_name(name)
     if name in FLAVOURS:
-        return _tensorrt(bundle, name)
+        return _tensorrt(bundle, name, unverified)
     if name in (ORT_CPU, ORT_CUDA):
         return _onnxruntime(bundle, cuda=name == ORT_CUDA)
     if gpu_is_there():
         if any((bundle.path / FOLDER).glob(f"*/{LIST}")):
             for flavour in _flavours(bundle):
                 try:
-                    return _tensorrt(bundle, flavour)
-                except (
-                    InputError
-                ) as error:  # engines for another GPU or version, or TensorRT is not installed
+                    return _tensorrt(bundle, flavour, unverified)
+                except InputError as error:  # engines of another GPU or version, not verified, no TensorRT
                     warnings.warn(str(error), PixelrtWarning, stacklevel=3)
         try:
             return _onnxruntime(bundle, cuda=True)
@@ -61,14 +62,14 @@ def _flavours(bundle: Bundle) -> list[str]:
     return [flavour for flavour, there in zip(FLAVOURS, (not all(rtx), any(rtx)), strict=True) if there]
 
 
-def _tensorrt(bundle: Bundle, flavour: str) -> Backend:
+def _tensorrt(bundle: Bundle, flavour: str, unverified: bool) -> Backend:
     try:
         from pixelrt.engine_trt import TrtBackend
     except ModuleNotFoundError as error:
         raise MissingExtra.from_import(error) or error from None
     except ImportError as error:
         raise InputError(f"The NVIDIA driver cannot be used ({error}). Run: nvidia-smi") from None
-    return TrtBackend(bundle, flavour)
+    return TrtBackend(bundle, flavour, unverified=unverified)
 
 
 def _onnxruntime(bundle: Bundle, cuda: bool) -> Backend:

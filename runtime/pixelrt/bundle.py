@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -176,11 +176,19 @@ def sha256_of(file: Path, progress: Callable[[int], None] = lambda done: None) -
 
 
 def write_manifest(
-    folder: Path, manifest: dict[str, Any], names: list[str], progress: Progress = lambda done, total: None
-) -> None:
-    """Hash the files `names` into the manifest and write it, last of all. progress: bytes hashed, and in all."""
-    sizes = {name: (folder / name).stat().st_size for name in sorted(names)}
-    files, before, total = {}, 0, sum(sizes.values())
+    folder: Path,
+    manifest: dict[str, Any],
+    names: list[str],
+    progress: Progress = lambda done, total: None,
+    known: Mapping[str, dict[str, Any]] | None = None,
+) -> dict[str, dict[str, Any]]:
+    """Hash the files `names` into the manifest and write it, last of all; gives its `files`.
+
+    known: entries of files that were hashed before, and are as they were. progress: bytes hashed, and in all.
+    """
+    known = known or {}
+    sizes = {name: (folder / name).stat().st_size for name in sorted(names) if name not in known}
+    files, before, total = {name: known[name] for name in names if name in known}, 0, sum(sizes.values())
     for name, size in sizes.items():
 
         def read(done: int, before: int = before) -> None:
@@ -188,5 +196,7 @@ def write_manifest(
 
         files[name] = {"bytes": size, "sha256": sha256_of(folder / name, read)}
         before += size
+    files = {name: files[name] for name in sorted(files)}
     text = json.dumps({"format": FORMAT, **manifest, "files": files}, indent=1, ensure_ascii=False)
     (folder / MANIFEST).write_text(text + "\n", encoding="utf-8")
+    return files

@@ -18,6 +18,7 @@ try:
 except ModuleNotFoundError as error:
     raise MissingExtra("onnxruntime", "cpu") from error
 
+VERSION: str = onnxruntime.__version__
 # The first release whose CPU provider has TensorScatter (tried: 1.23.2 and 1.24.4 lack it, 1.25.0 and 1.31.1 run it).
 IN_PLACE_SINCE = (1, 25)
 NUMPY_TYPES: dict[str, np.dtype[Any]] = {
@@ -56,10 +57,13 @@ class OrtEngine:
         options.intra_op_num_threads = threads
         options.log_severity_level = 3
         if plain:
-            # Nothing fused, folded or repacked: weights stay in their mapped file, and what is made of one is freed.
+            # Nothing fused, folded or repacked: weights stay in their mapped file, and what is made of one is freed. In
+            # the order of the file: the default one widens all weights before it multiplies with the first.
+            options.execution_order = onnxruntime.ExecutionOrder.PRIORITY_BASED
             options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
             options.enable_cpu_mem_arena = options.enable_mem_pattern = False
             options.add_session_config_entry("session.disable_prepacking", "1")
+            options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         return_freed_weights()
         try:
             self._session = onnxruntime.InferenceSession(
@@ -120,8 +124,9 @@ class OrtBackend:
         cuda: bool = False,
         plain: bool = False,
     ) -> None:
-        """plain: see `OrtEngine`. activations: of all graphs, for trials. compatible: run the language graph's twin for older runtimes; by
-        default where this one is older. Raises InputError: cuda, and this onnxruntime has none."""
+        """activations: of all graphs, for trials. compatible: run the language graph's twin for older runtimes; by
+        default where this one is older. plain: see `OrtEngine`. Raises InputError: cuda, and this onnxruntime has none.
+        """
         if cuda and CUDA not in onnxruntime.get_available_providers():
             raise InputError(
                 f"The onnxruntime {onnxruntime.__version__} that is installed has no CUDA. "

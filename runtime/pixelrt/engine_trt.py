@@ -30,6 +30,7 @@ from pixelrt.engines import EngineRecord, Engines, Here, build_command, check, f
 from pixelrt.errors import InputError, PixelrtWarning
 from pixelrt.tensorrt import Library, open_library
 from pixelrt.trt_profile import Profile, Shape, Shapes
+from pixelrt.verdict import check_verdict
 
 ALIGNED = 256  # bytes; what TensorRT wants of addresses
 GRAPHS_MAX = 16  # CUDA graphs of one profile
@@ -247,8 +248,15 @@ class TrtEngine:
 class TrtBackend:
     """The engines of one bundle that were built for this GPU."""
 
-    def __init__(self, bundle: Bundle, flavour: str = "auto", device: CudaDevice | None = None) -> None:
-        """flavour: `tensorrt`, `tensorrt-rtx` or `auto`. Raises InputError: no GPU, no library, no fitting engines."""
+    def __init__(
+        self,
+        bundle: Bundle,
+        flavour: str = "auto",
+        device: CudaDevice | None = None,
+        unverified: bool = False,
+    ) -> None:
+        """flavour: `tensorrt`, `tensorrt-rtx` or `auto`. unverified: take engines that have no verdict, to verify them.
+        Raises InputError: no GPU, no library, no fitting engines, none that were verified."""
         self.bundle = bundle
         self.library = open_library(flavour)
         self.device = device or CudaDevice()
@@ -262,6 +270,8 @@ class TrtBackend:
         self.engines: Engines = find_engines(bundle, self.here)
         # All are looked at before the first is deserialised, which takes seconds.
         self._plans = {graph: check(self.engines, graph, self.here, bundle) for graph in self.engines.records}
+        if not unverified:
+            check_verdict(self.engines, bundle, self.device.name)
         self.name = f"{self.library.title} on {self.device.name} ({self.device.architecture})"
 
     def open(self, graph: str) -> TrtEngine:

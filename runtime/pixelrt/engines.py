@@ -14,6 +14,7 @@ import dataclasses
 import hashlib
 import json
 import os
+import re
 import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -28,6 +29,8 @@ from pixelrt.manifest import check as check_form
 FORMAT = 1
 FOLDER, LIST = "engines", "engines.json"
 RTX = "tensorrt-rtx"
+# What a build and a verification leave in the folder of a target, half-written files of a power cut too.
+OWN = re.compile(r"engines\.json|verdict\.json|timing\.cache|\.lock|\w+\.engine|\..+\.partial")
 Shape = tuple[int, ...]
 Range = tuple[Shape, Shape, Shape]  # least, best, most
 
@@ -253,6 +256,22 @@ def _fits(engines: Engines, here: Here) -> bool:
 
 def folder_of(bundle: Path, target: str, flavour: str) -> Path:
     return bundle / FOLDER / (target + (f".{RTX}" if flavour == RTX else ""))
+
+
+def foreign_to(bundle: Path) -> list[str]:
+    """What lies in a bundle's folder of engines and is none of a build's files, by its place in the bundle."""
+    folder = bundle / FOLDER
+    if not folder.exists() and not folder.is_symlink():
+        return []
+    if folder.is_symlink() or not folder.is_dir():
+        return [FOLDER]
+    found = []
+    for place in sorted(folder.iterdir()):
+        if place.is_symlink() or not place.is_dir():
+            found.append(place)
+        else:
+            found += [f for f in sorted(place.iterdir()) if not (f.is_file() and OWN.fullmatch(f.name))]
+    return [path.relative_to(bundle).as_posix() for path in found]
 
 
 def build_command(bundle: Path, target: str, flavour: str) -> str:

@@ -46,6 +46,7 @@ FORM = {
             "files": [{"file": str, "activations": {"float32", "float16"}}],
         }
     ),
+    "goldens?": {"file": str},
     "files": Each({"bytes": object, "sha256": str}),  # files may be larger than MOST
 }
 

@@ -17,12 +17,13 @@ from typing import Any
 import pytest
 from pixelrt.bundle import Bundle
 from pixelrt.engines import EngineRecord, Engines, Value, fingerprint_of, folder_of, write_engines
+from pixelrt.verdict import verdict_on, write_verdict
 
 from tests.doubles.cuda import LibCuda, pycuda_double
 from tests.doubles.machine import Machine
 from tests.doubles.tensorrt import plan, tensorrt_double
 
-ARCHITECTURE, VERSION = "sm_87", "10.16.1"
+ARCHITECTURE, VERSION, DEVICE = "sm_87", "10.16.1", "a test double"
 OVER_THE_DRIVER = ("pixelrt.cuda", "pixelrt.engine_trt")  # imported anew over each double
 
 
@@ -64,6 +65,7 @@ class Sizes:
     targets: int = 4
     conditions: int = 40
     past: int | None = None
+    batch: int = 1
 
 
 def with_engines(
@@ -72,9 +74,13 @@ def with_engines(
     sizes: Sizes | None = None,
     language: str = "language",
     activations: str = "float32",
+    verified: bool = True,
+    spoiled: str = "",
+    factor: float = 1.125,
     **changes: Any,
 ) -> Path:
-    """A copy of a bundle with engines for the double. changes: of each record, to spoil it."""
+    """A copy of a bundle with engines for the double. verified: as if they had been. spoiled: GRAPH.OUTPUT whose
+    second half comes out `factor` times as large. changes: of each record, to spoil it."""
     shutil.copytree(source, folder, copy_function=os.link)
     bundle, sizes = Bundle.read(folder, verify=False), sizes or Sizes()
     at = folder_of(folder, "orin-nano", "tensorrt")
@@ -85,7 +91,8 @@ def with_engines(
         file = bundle.graph(name, activations=activations)
         in_place = file.cache == "in_place"
         profiles = _profiles(file.inputs, graph, sizes, in_place)
-        content = plan(file.path, list(profiles.values()), sizes.cache if in_place else None)
+        wrong = spoiled.partition(".")[2] if spoiled.startswith(f"{graph}.") else ""
+        content = plan(file.path, list(profiles.values()), sizes.cache if in_place else None, wrong, factor)
         (at / f"{graph}.engine").write_bytes(content)
         fingerprint = fingerprint_of(bundle, name, activations)
         values = [
@@ -115,7 +122,11 @@ def with_engines(
             "seconds": 0.0,
         }
         records[graph] = EngineRecord(**{**record, **changes})
-    write_engines(Engines(at, "orin-nano", records))
+    engines = Engines(at, "orin-nano", records)
+    write_engines(engines)
+    if verified:
+        verdict = verdict_on(engines, bundle, True, "said by the test", device=DEVICE)
+        write_verdict(at, verdict)
     return folder
 
 
@@ -124,7 +135,7 @@ def _profiles(inputs: Any, graph: str, sizes: Sizes, in_place: bool) -> dict[str
 
     def ranges(tokens: int) -> dict[str, Any]:
         most = {
-            "B": 1,
+            "B": sizes.batch if graph == "encoder" else 1,
             "S": tokens,
             "T": sizes.cache,
             "P": sizes.cache if sizes.past is None or tokens == sizes.decode else sizes.past,

@@ -13,6 +13,7 @@ import numpy as np
 import pixelrt
 import pytest
 from click.testing import CliRunner
+from pixelrt.bundle import Bundle
 from pixelrt.cli import main
 from pixelrt.errors import InputError
 from pixelrt_export import families
@@ -258,3 +259,94 @@ def test_weight_file(tmp_path: Path) -> None:
     content = (tmp_path / "w").read_bytes()
     assert np.frombuffer(content, np.float16, 15, b.offset).tolist() == [2.0] * 15
     assert narrowed("x", np.zeros((2, 3)).T, "float32").flags.c_contiguous
+
+
+def test_golden_outputs_are_part_of_the_bundle(golden_checkpoint_a: Path, tmp_path: Path) -> None:
+    """The same bytes each time; without them an export says so in its manifest by leaving them out."""
+    command = ["export", str(golden_checkpoint_a)]
+    hashes = []
+    for name in ("a", "b"):
+        done = CliRunner().invoke(main, [*command, str(tmp_path / name)])
+        assert done.exit_code == 0 and "no golden outputs" not in done.output, done.output
+        manifest = Bundle.read(tmp_path / name).manifest
+        assert manifest["goldens"] == {"file": "goldens.npz", "questions": ["asked", "named"]}
+        hashes.append(manifest["files"]["goldens.npz"]["sha256"])
+    assert hashes[0] == hashes[1]
+    done = CliRunner().invoke(main, [*command, str(tmp_path / "b"), "--no-goldens"])
+    assert done.exit_code == 0
+    assert (
+        "goldens" not in Bundle.read(tmp_path / "b").manifest
+        and not (tmp_path / "b" / "goldens.npz").exists()
+    )
+
+
+def test_an_export_without_golden_outputs_says_why(golden_checkpoint_a: Path, tmp_path: Path) -> None:
+    def refuses(folder: Path) -> dict:
+        assert Bundle.read(folder).manifest["files"]
+        raise InputError("onnxruntime is not installed. Run: pip install 'pixelrt[cpu]'")
+
+    said: list[str] = []
+    bundle = export_bundle(golden_checkpoint_a, tmp_path / "b", goldens=refuses, note=said.append)
+    assert "goldens" not in Bundle.read(bundle).manifest
+    assert said == [
+        "no golden outputs: onnxruntime is not installed. Run: pip install 'pixelrt[cpu]'; TensorRT engines of this "
+        "bundle cannot be verified"
+    ]
+
+
+def engines_in(bundle: Path, content: bytes = b"an engine") -> Path:
+    folder = bundle / "engines" / "orin-nano"
+    folder.mkdir(parents=True)
+    for name in (
+        "engines.json",
+        "verdict.json",
+        "encoder.engine",
+        "timing.cache",
+        ".lock",
+        ".encoder.engine.partial",
+    ):
+        (folder / name).write_bytes(content)
+    (bundle / "LICENSES.txt").write_text("as unpack writes it")
+    return folder
+
+
+def test_a_bundle_with_its_engines_is_replaced_and_keeps_them(
+    golden_checkpoint_a: Path, tmp_path: Path
+) -> None:
+    bundle = export_bundle(golden_checkpoint_a, tmp_path / "b")
+    engines = engines_in(bundle)
+    export_bundle(golden_checkpoint_a, bundle, precision="fp16")
+    assert json.loads((bundle / "manifest.json").read_text())["precision"]["language"] == "fp16"
+    assert (engines / "encoder.engine").read_bytes() == b"an engine"
+    assert left_in(tmp_path) == {"b"}
+
+
+def test_what_is_no_engine_among_them_is_not_deleted(golden_checkpoint_a: Path, tmp_path: Path) -> None:
+    bundle = export_bundle(golden_checkpoint_a, tmp_path / "b")
+    engines = engines_in(bundle)
+    (engines / "measured.csv").write_text("keep")
+    with pytest.raises(
+        InputError, match=r"holds engines/orin-nano/measured\.csv, which pixelrt did not write"
+    ):
+        export_bundle(golden_checkpoint_a, bundle)
+    assert (engines / "measured.csv").read_text() == "keep"
+
+
+def test_engines_stay_where_the_new_bundle_cannot_be_put_in_place(
+    golden_checkpoint_a: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle = export_bundle(golden_checkpoint_a, tmp_path / "b")
+    engines = engines_in(bundle)
+    rename = Path.rename
+
+    def fails(self: Path, target: Path) -> Path:
+        if self.name == "bundle":
+            raise OSError("no room")
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", fails)
+    with pytest.raises(OSError, match="no room"):
+        export_bundle(golden_checkpoint_a, bundle, precision="fp16")
+    monkeypatch.undo()
+    assert (engines / "encoder.engine").is_file()
+    assert Bundle.read(bundle).manifest["precision"]["language"] == "fp32"

@@ -129,7 +129,7 @@ def build_engines(
                 return folder.engines
             for part in todo:
                 if part.graph not in refused:
-                    outcome = _build(site, wish, folder, part, "", say, tell)
+                    outcome = build_part(site, wish, folder, part, "", say, tell)
                     if outcome.done is None:
                         refused[part.graph] = outcome.refused
             _use_spares(bundle, site, wish, folder, todo, refused, spare, say, tell)
@@ -200,14 +200,14 @@ def _use_spares(
         say(
             f"{part.graph:<14} {part.precision} refused ({reasons[0]}); {second.precision} from {wish.fallback}"
         )
-        outcome = _build(site, wish, folder, second, f"{part.precision}: {reasons[0]}", say, tell)
+        outcome = build_part(site, wish, folder, second, f"{part.precision}: {reasons[0]}", say, tell)
         if outcome.done is None:
             sentences.append(refusal(second, bundle, site.words, outcome.refused))
     if sentences:
         raise InputError(" ".join(sentences))
 
 
-def _build(
+def build_part(
     site: Site,
     wish: Wish,
     folder: EngineFolder,
@@ -216,6 +216,7 @@ def _build(
     say: Callable[[str], None],
     tell: Callable[[str, float, str], None],
 ) -> Outcome:
+    """One engine, put on the list where it is made. refused: why a smaller precision is not taken."""
     hear: Tell = lambda done, phase: tell(part.graph, done, phase)  # noqa: E731
     hear(0.0, "reading the graph")
     start = time.perf_counter()

@@ -127,15 +127,19 @@ def refusal(part: Part, bundle: Bundle, where: str, reasons: Sequence[str]) -> s
     what = f"{where} refuses {part.source} in {part.precision}: {reasons[0]}{more}."
     if part.precision not in ("int8", "int4"):
         return f"{what} Run it with --backend onnxruntime, and report this."
-    stages = [
-        f"--{_flag(stage)} {kind}"
-        for stage, kind in bundle.manifest["precision"].items()
-        if stage != part.stage
+    return f"{what} {fp16_ways(bundle, part.stage)}"
+
+
+def fp16_ways(bundle: Bundle, stage: str) -> str:
+    """How a stage of few bits is had in fp16."""
+    path = shlex.quote(str(bundle.path))
+    others = [
+        f"--{_flag(other)} {kind}" for other, kind in bundle.manifest["precision"].items() if other != stage
     ]
-    export = f"pixelrt export CHECKPOINT {shlex.quote(str(bundle.path))} --{_flag(part.stage)} fp16 {' '.join(stages)}"
+    export = f"pixelrt export CHECKPOINT {path} --{_flag(stage)} fp16 {' '.join(others)}"
     return (
-        f"{what} Export that stage in fp16: {export}; or take it from a bundle of the same checkpoint in fp16: "
-        f"pixelrt build {shlex.quote(str(bundle.path))} --fallback FP16_BUNDLE"
+        f"Export that stage in fp16: {export}; or take it from a bundle of the same checkpoint in fp16: "
+        f"pixelrt build {path} --fallback FP16_BUNDLE"
     )
 
 

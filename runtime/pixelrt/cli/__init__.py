@@ -39,7 +39,13 @@ GROUP = "pixelrt.commands"
 # What is known of them without importing them: (extra, what `--help` says)
 KNOWN = {
     "export": ("export", "Make a bundle from a checkpoint (needs pixelrt[export])."),
-    "verify": ("export", "Compare a bundle with its checkpoint (needs pixelrt[export])."),
+}
+# What stands in for a command of other packages where none of them brings it.
+STANDS_IN = {
+    "verify": (
+        "pixelrt.cli.verify:verify",
+        "Compare what a bundle gives here with its golden outputs; or a bundle with its checkpoint.",
+    ),
 }
 # Errors of a path that was given; any other OSError (a full disk, a broken one) is a failure.
 ADVICE = {
@@ -59,19 +65,21 @@ class Program(click.Group):
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         joined = {point.name for point in entry_points(group=GROUP)}
-        return [*OWN, *sorted((joined | set(KNOWN)) - set(OWN))]
+        return [*OWN, *sorted((joined | set(KNOWN) | set(STANDS_IN)) - set(OWN))]
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name in OWN:
             return _object(OWN[cmd_name][0])
         for point in entry_points(group=GROUP, name=cmd_name):
             return _checked(cmd_name, point.load())
+        if cmd_name in STANDS_IN:
+            return _object(STANDS_IN[cmd_name][0])
         if cmd_name in KNOWN:
             raise MissingExtra(f"the command {cmd_name!r}", KNOWN[cmd_name][0])
         return None
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        known = {name: text for name, (_, text) in (OWN | KNOWN).items()}
+        known = {name: text for name, (_, text) in (OWN | STANDS_IN | KNOWN).items()}
         rows = [(name, known.get(name, "Added by another package.")) for name in self.list_commands(ctx)]
         with formatter.section("Commands"):
             formatter.write_dl(rows)

@@ -77,13 +77,17 @@ def build(
     dry: bool,
     force: bool,
 ) -> None:
-    """Build BUNDLE's graphs into TensorRT engines, in BUNDLE/engines/TARGET.
+    """Build BUNDLE's graphs into TensorRT engines, in BUNDLE/engines/TARGET, and verify them.
 
     First comes a verdict: disk, memory, operators. Finished engines are kept, so that the same command goes on after
-    Ctrl-C or a power cut.
+    Ctrl-C or a power cut. On the GPU that they are for, they then answer the bundle's golden questions; exit code 1
+    where a stage is off by more than rounding. Engines that did not pass are not run.
     """
     from pixelrt.build.builder import Wish, build_engines, site_of
+    from pixelrt.build.verification import advice, verify_built
     from pixelrt.bundle import Bundle
+    from pixelrt.cli.verify import say_stage
+    from pixelrt.engines import read_engines
 
     if dla is not None:
         raise InputError(
@@ -115,24 +119,27 @@ def build(
     start = time.perf_counter()
     try:
         engines = build_engines(read, site, wish, say=meter.line, tell=meter, dry=dry)
+        if dry:
+            return
+        verdict = verify_built(read, site, wish, engines, say=meter.line, tell=meter, stage=say_stage)
+        engines = read_engines(engines.folder)  # a stage may have been replaced
     except KeyboardInterrupt:
         meter.line("stopped; finished engines are kept, and the same command goes on from there")
         raise
     finally:
         meter.clear()
-    if dry:
-        return
     size = sum(record.bytes for record in engines.records.values())
     say(
         f"\n{len(engines.records)} engines, {size / 1e6:.1f} MB, {time.perf_counter() - start:.1f} s: {engines.folder}"
     )
-    here = site.gpu is not None and site.gpu.architecture == site.target.architecture
-    command = shlex.join(["pixelrt", "segment", str(bundle), "IMAGE", "PROMPT"])
-    say(
-        f"next: {command}"
-        if here
-        else f"next: copy {bundle} to the {site.target.name} and run there: {command}"
-    )
+    said = {True: "passed", False: "failed", None: "not verified"}[verdict.passed]
+    say(f"{said}: {verdict.words}")
+    if verdict.passed:
+        say(f"next: {shlex.join(['pixelrt', 'segment', str(bundle), 'IMAGE', 'PROMPT'])}")
+        return
+    say(f"next: {advice(read, site, engines, verdict)}")
+    if verdict.passed is False:
+        raise click.exceptions.Exit(1)
 
 
 def workspace_of(text: str | None) -> int | None:

@@ -44,6 +44,7 @@ def describe(manifest: dict[str, Any]) -> Iterator[str]:
         "precision",
         "quantization",
         "verified",
+        "goldens",
         "image",
         "prompt",
         "tokens",

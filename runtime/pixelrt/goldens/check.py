@@ -1,9 +1,9 @@
 """A loaded bundle against its golden outputs, stage by stage: `check` names the first stage that differs.
 
-    encoder, language, pixel_decoder   each graph alone, given golden inputs; the pixel decoder gets this machine's own
-                                       picture features, so its limit is the encoder's and its own together
-    answer                             `segment` as a whole, twice: tokens, and masks before they are enlarged
-    masks                              enlarged masks, against numpy's reference on the same logits
+encoder, language, pixel_decoder   each graph alone, given golden inputs; the pixel decoder gets this machine's own
+                                   picture features, so its limit is the encoder's and its own together
+answer                             `segment` as a whole, twice: tokens, and masks before they are enlarged
+masks                              enlarged masks, against numpy's reference on the same logits
 """
 
 from __future__ import annotations
@@ -45,12 +45,22 @@ class Finding:
         return self.error <= self.limit
 
     def to_json(self) -> dict[str, Any]:
-        return asdict(self) | {"error": self.error if math.isfinite(self.error) else None, "passed": self.passed}
+        return asdict(self) | {
+            "error": self.error if math.isfinite(self.error) else None,
+            "passed": self.passed,
+        }
 
     def sentence(self) -> str:
         if self.words:
             return f"{self.stage}, {self.where}: {self.words}"
         return f"{self.stage}, {self.where}: off by {self.error:.2g}, may be {self.limit:g}"
+
+
+class OtherGoldens(InputError):
+    """Golden outputs that are not those of this bundle's graphs."""
+
+    def __init__(self, what: str) -> None:
+        super().__init__(f"The bundle's golden outputs {what}. Export it again.")
 
 
 class StageFailed(Exception):
@@ -95,25 +105,26 @@ class Checking:
         except Exception as error:  # what went wrong on a GPU shows where its result is read
             raise StageFailed(stage, _words(error)) from error
         limit = self.limits[stage] + (self.limits["encoder"] if stage == "pixel_decoder" else 0)
-        error = distance(here, golden)
-        words = "" if math.isfinite(error) else _why(here, golden)
-        self.note(stage, name + (f" {how}" if how else ""), error, limit, words)
+        apart = distance(here, golden)
+        words = "" if math.isfinite(apart) else _why(here, golden)
+        self.note(stage, name + (f" {how}" if how else ""), apart, limit, words)
 
     def fix(self, name: str, value: Value) -> Array:
         golden = _golden(self.goldens.given, name)
         if golden.shape != tuple(value.shape):
-            raise InputError(f"The bundle's golden {name} has shape {golden.shape}, its graphs {value.shape}. Export it again.")
+            raise OtherGoldens(f"hold {name} as {golden.shape}, its graphs give {tuple(value.shape)}")
         return golden
 
     def choose(self, name: str, logits: NDArray[np.float32]) -> int:
         choice = self.goldens.choices.get(name)
         if choice is None:
-            raise InputError(f"The bundle's golden outputs lack the choice of {name}. Export it again.")
+            raise OtherGoldens(f"lack the choice of {name}")
         token, here = int(choice["token"]), int(logits.argmax())
         if here != token:
             lead = choice["margin"] / choice["scale"] if choice["scale"] else 0.0
-            self.note("language", f"choice of {name}", lead, TIES * self.limits["language"],
-                      "" if lead <= TIES * self.limits["language"] else f"token {here}, and {token} is golden")  # fmt: skip
+            limit = TIES * self.limits["language"]
+            words = "" if lead <= limit else f"token {here}, and {token} is golden"
+            self.note("language", f"choice of {name}", lead, limit, words)
         return token
 
 
@@ -133,6 +144,14 @@ def check(
     try:
         walk.walk(guarded, goldens.picture, goldens.questions, goldens.max_new_tokens, take)
         _answers(walk, guarded, goldens, take)
+    except OtherGoldens:
+        raise
+    except InputError as error:
+        what = str(error).partition(". ")[0]
+        raise InputError(
+            f"The golden questions cannot be asked on {segmenter.backend}: {what}. Build engines with a larger "
+            "--cache-length or --prefill."
+        ) from None
     except StageFailed as failure:
         take.note(failure.args[0], "run", math.inf, 0.0, failure.args[1])
     for stage in (*STAGES, ANSWER, MASKS):
@@ -172,7 +191,9 @@ def _same_tokens(take: Checking, label: str, golden: list[int], here: list[int],
     if golden == here:
         take.note(ANSWER, f"{label}, {len(golden)} tokens", 0.0, 0.0)
         return True
-    at = next((i for i, (a, b) in enumerate(zip(golden, here, strict=False)) if a != b), min(len(golden), len(here)))
+    at = next(
+        (i for i, (a, b) in enumerate(zip(golden, here, strict=False)) if a != b), min(len(golden), len(here))
+    )
     choice = take.goldens.choices.get(f"{label.partition(',')[0]}.{at + 1}")
     lead = choice["margin"] / choice["scale"] if choice and choice["scale"] else math.inf
     words = "" if lead <= TIES * limit else "another token than the golden one"
@@ -182,12 +203,14 @@ def _same_tokens(take: Checking, label: str, golden: list[int], here: list[int],
 
 def _frame_of(segmenter: Any, goldens: Goldens) -> tuple[int, tuple[int, int]]:
     content = prepare(goldens.picture, segmenter.image_spec).content
-    return (max(content) if segmenter.bundle.manifest["family"] == "pixellm" else segmenter.image_spec.size), content
+    return (
+        max(content) if segmenter.bundle.manifest["family"] == "pixellm" else segmenter.image_spec.size
+    ), content
 
 
 def _golden(arrays: Mapping[str, Array], name: str) -> Array:
     if name not in arrays:
-        raise InputError(f"The bundle's golden outputs lack {name}. Export it again.")
+        raise OtherGoldens(f"lack {name}")
     return arrays[name]
 
 

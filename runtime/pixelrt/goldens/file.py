@@ -1,10 +1,10 @@
 """goldens.npz of a bundle: a zip as recording_file.py writes them.
 
-    recording.json   format, family, `questions` (label -> query), `max_new_tokens`, `choices` (place -> token, how far
-                     ahead of the second best it is, root mean square of the logits), `onnxruntime`
-    picture.npy      uint8 (H, W, 3)
-    given/NAME.npy   float16: what a stage is given in place of what the stage before it gave
-    seen/STAGE/NAME.npy   float32: sketch of an output
+recording.json   format, family, `questions` (label -> query), `max_new_tokens`, `choices` (place -> token, how far
+                 ahead of the second best it is, root mean square of the logits), `onnxruntime`
+picture.npy      uint8 (H, W, 3)
+given/NAME.npy   float16: what a stage is given in place of what the stage before it gave
+seen/STAGE/NAME.npy   float32: sketch of an output
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Makes a bundle's golden outputs with ONNX Runtime on the CPU, from the bundle alone.
 
-The graphs run as they are written: nothing fused and nothing folded, so that 4-bit weights meet fp32 activations (fused,
-ONNX Runtime would round those to 8 bits), and so that weights stay mapped files of which one tensor at a time is widened:
+The graphs run as they are written, nothing fused and nothing folded. So 4-bit weights meet fp32 activations (fused,
+ONNX Runtime would round those to 8 bits); and weights stay mapped files of which one tensor at a time is widened:
 memory does not grow with the number of layers.
 """
 
@@ -31,7 +31,7 @@ def make_goldens(
 
     The bundle is trusted, for it was just written. Raises InputError: no onnxruntime, or numbers that are not finite.
     """
-    from pixelrt.engine_ort import OrtBackend, onnxruntime
+    from pixelrt.engine_ort import VERSION, OrtBackend
 
     bundle = Bundle.read(folder, verify=False)
     progress("golden outputs made", 0, 1)
@@ -49,7 +49,7 @@ def make_goldens(
         take.given,
         take.seen,
     )
-    goldens.write(folder / FILE, {"onnxruntime": onnxruntime.__version__})
+    goldens.write(folder / FILE, {"onnxruntime": VERSION})
     progress("golden outputs made", 1, 1)
     return {"file": FILE, "questions": list(questions)}
 

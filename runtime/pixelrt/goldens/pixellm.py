@@ -27,7 +27,7 @@ QUESTION = "Segment the red circle and the blue square."
 
 
 def questions(seg: PixelLM) -> dict[str, str]:
-    """One that the model answers, and one whose prompt names two targets itself: a batch of two, whatever the answer."""
+    """One that the model answers; one whose prompt names two targets itself: a batch of two, whatever the answer."""
     run = "".join(str(seg.prompt.tokenizer.id_to_token(token)) for token in seg.codebook.ids)
     named = f"{QUESTION} Sure, it is {run} and {run}."
     found = sum(token in seg.codebook.ids for token in seg.prompt(named).tail)
@@ -79,10 +79,7 @@ def _read(
     image_end = len(ids.head) + len(tokens)
     length = image_end + len(ids.tail)
     if length + most + run > seg.max_positions:
-        raise InputError(
-            f"The golden questions take {length + most + run} positions, and this model or its engines have "
-            f"{seg.max_positions}. Build with a larger --cache-length."
-        )
+        raise InputError(f"they take {length + most + run} positions, {seg.max_positions} are there")
     visible = np.ones(length, np.bool_)
     visible[len(ids.head) : image_end] = valid
     context = Context(seg._language, length + most + run)
@@ -120,7 +117,12 @@ def answers(seg: PixelLM, goldens: Goldens) -> Iterator[tuple[str, list[int], li
     for turn in ("", ", once more"):
         for label, question in goldens.questions.items():
             answer: Any = seg.segment(frame, question, max_new_tokens=goldens.max_new_tokens)
-            yield label + turn, _tokens(seg, goldens, label), list(goldens.given.get(f"{label}.masks", ())), answer
+            yield (
+                label + turn,
+                _tokens(seg, goldens, label),
+                list(goldens.given.get(f"{label}.masks", ())),
+                answer,
+            )
 
 
 def _tokens(seg: PixelLM, goldens: Goldens, label: str) -> list[int]:

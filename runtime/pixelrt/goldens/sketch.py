@@ -42,7 +42,8 @@ def signs(start: int, stop: int) -> NDArray[np.float64]:
     mixed = np.arange(start, stop, dtype=np.uint64)
     for shift, factor in ((16, 0x7FEB352D), (15, 0x846CA68B)):  # Chris Wellons' lowbias32
         mixed = ((mixed ^ (mixed >> np.uint64(shift))) * np.uint64(factor)) & np.uint64(0xFFFFFFFF)
-    return 1.0 - 2.0 * ((mixed >> np.uint64(31)) & np.uint64(1)).astype(np.float64)
+    found: NDArray[np.float64] = 1.0 - 2.0 * (mixed >> np.uint64(31)).astype(np.float64)
+    return found
 
 
 def distance(here: NDArray[Any], golden: NDArray[Any]) -> float:

@@ -103,6 +103,14 @@ def export(run: Run) -> dict:
     return {"bundle_gb": size, "written_gb": round((written() - before) / 1e9, 2), "resumed": resumed}
 
 
+def goldens(run: Run) -> dict:
+    """As `pixelrt export` does at its end; the bundle's manifest is left alone."""
+    from pixelrt.goldens.make import make_goldens
+
+    made = make_goldens(run.scratch / "bundle")
+    return {"mb": round((run.scratch / "bundle" / made["file"]).stat().st_size / 1e6, 2)}
+
+
 def gate(run: Run) -> dict:
     """`pixelrt verify`: the judge reads the checkpoint a layer at a time."""
     from pixelrt.cli.progress import ProgressLine
@@ -130,6 +138,7 @@ def answer(run: Run) -> dict:
 STAGES: dict[str, Callable[[Run], dict]] = {
     "checkpoint": write_checkpoint,
     "export": export,
+    "goldens": goldens,
     "gate": gate,
     "answer": answer,
 }

@@ -1,10 +1,10 @@
-"""PSALM at its released size with random weights: export in fp16, then one panoptic query with 133 classes.
+"""PSALM at its released size with random weights: export in fp16, golden outputs, a panoptic query with 133 classes.
 
     python benchmarks/psalm_full_size.py SCRATCH [--json FILE]
 
 needs 10 GB of disk in SCRATCH. Names and shapes are those of the released checkpoint (tests/golden/psalm); the
 tokenizer is the golden one, which cuts words smaller than the real one. Memory is the largest anonymous memory of the
-process, sampled every 20 ms; files that are only mapped do not count. Each half runs in a process of its own.
+process, sampled every 20 ms; files that are only mapped do not count. Each part runs in a process of its own.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ SIZES = {
     "mm_hidden_size": 256,
     "projector_outdim": 2048,
 }
-HALVES = ("export", "answer")
+HALVES = ("export", "goldens", "answer")
 
 
 def write_checkpoint(folder: Path, kept: Callable[[str], bool] = lambda name: True) -> None:
@@ -96,6 +96,14 @@ def export(scratch: Path) -> dict:
     return {"bundle_gb": round(sum(file.stat().st_size for file in bundle.iterdir()) / 1e9, 2)}
 
 
+def goldens(scratch: Path) -> dict:
+    """As `pixelrt export` does at its end; the bundle's manifest is left alone."""
+    from pixelrt.goldens.make import make_goldens
+
+    made = make_goldens(scratch / "bundle")
+    return {"mb": round((scratch / "bundle" / made["file"]).stat().st_size / 1e6, 2)}
+
+
 def answer(scratch: Path) -> dict:
     import pixelrt
     from pixelrt.queries import Classes
@@ -117,7 +125,7 @@ def main() -> None:
     parser.add_argument("--half", choices=HALVES, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.half:
-        work = {"export": export, "answer": answer}[args.half]
+        work = {"export": export, "goldens": goldens, "answer": answer}[args.half]
         print(json.dumps(measured(lambda: work(args.scratch))))
         return
     if not (args.scratch / "checkpoint").exists():

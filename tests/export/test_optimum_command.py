@@ -21,6 +21,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
     made: list[tuple[Any, ...]] = []
 
     def export_bundle(*args: Any, **options: Any) -> None:
+        assert options.pop("goldens").__name__ == "make_goldens"
         made.append((*args, options))
         if options["precision"] == "int3":
             raise InputError("int3 is no precision")

@@ -134,7 +134,7 @@ def test_fp16_through_the_double(bundle: Path, ask: Ask, tmp_path: Path, no_gpu_
 
 @pytest.fixture
 def engines(name: str, root: Path, tmp_path: Path) -> Iterator[Path]:
-    """An fp16 bundle with engines for the GPU of this machine."""
+    """An fp16 bundle with engines for the GPU of this machine, which the build has verified."""
     if not backends.gpu_is_there():
         pytest.skip("no GPU to run on")
     for package in ("pycuda", "tensorrt"):
@@ -142,9 +142,11 @@ def engines(name: str, root: Path, tmp_path: Path) -> Iterator[Path]:
             package == "tensorrt" and importlib.util.find_spec("tensorrt_rtx")
         ):
             pytest.skip(f"{package} is not installed")
+    from pixelrt.goldens.make import make_goldens
     from pixelrt_export.export import export_bundle
 
-    bundle = export_bundle(root / "checkpoints" / name, tmp_path / name, precision="fp16")
+    checkpoint = root / "checkpoints" / name
+    bundle = export_bundle(checkpoint, tmp_path / name, precision="fp16", goldens=make_goldens)
     path = os.pathsep.join(str(root / folder) for folder in ("runtime", "export", "kernels"))
     subprocess.run(
         [sys.executable, "-m", "pixelrt", "build", bundle], env={**os.environ, "PYTHONPATH": path}, check=True

@@ -27,12 +27,17 @@ class PixelRtExportCommand(BaseOptimumCLICommand):
     def run(self) -> None:
         # Here, so that `optimum-cli` starts without the exporter.
         from pixelrt.errors import InputError
+        from pixelrt.goldens.make import make_goldens
         from pixelrt_export.export import export_bundle
 
         args = self.args
         try:
             export_bundle(
-                args.checkpoint, args.bundle, precision=args.precision, vision_tower=args.vision_tower
+                args.checkpoint,
+                args.bundle,
+                precision=args.precision,
+                vision_tower=args.vision_tower,
+                goldens=make_goldens,
             )
         except InputError as error:
             print(f"error: {error}", file=sys.stderr)

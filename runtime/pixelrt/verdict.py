@@ -81,7 +81,8 @@ def check_verdict(engines: Engines, bundle: Bundle, device: str) -> None:
     if verdict is None:
         raise InputError(f"{engines.folder} is not verified yet. {mend}")
     if other or verdict.passed is None:
-        raise InputError(f"{engines.folder} is not verified here: {other or verdict.words}. {mend}")
+        why = (other or verdict.words).removesuffix(".")
+        raise InputError(f"{engines.folder} is not verified here: {why}. {mend}")
     raise InputError(
         f"{engines.folder} did not pass its verification: {verdict.words}. Build it again, "
         f"or use --backend onnxruntime; {verify_command(bundle.path)} says more."

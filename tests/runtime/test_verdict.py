@@ -239,6 +239,11 @@ def test_engines_too_small_for_the_questions(pixellm: Path, tmp_path: Path) -> N
     folder = with_engines(pixellm, tmp_path / "b", Sizes(cache=64, prefill=32), verified=False)
     done = verify(folder)
     assert done.exit_code == 2 and "Build engines with a larger --cache-length" in done.output
+    with (
+        installed(),
+        pytest.raises(InputError, match="not verified here: The golden questions cannot be asked"),
+    ):
+        pixelrt.load(folder, backend="tensorrt")
 
 
 def test_on_the_cpu_without_engines(pixellm: Path) -> None:

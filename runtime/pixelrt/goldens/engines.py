@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from pixelrt.bundle import Bundle
+from pixelrt.errors import InputError
 from pixelrt.goldens.check import Finding, check, first_fault
 from pixelrt.goldens.limits import STAGES
 from pixelrt.segmenter import open_bundle
@@ -25,7 +26,11 @@ def verify_engines(bundle: Bundle, backend: Any, tell: Tell = lambda stage, foun
 
     # TensorRT may end the process; then this stands.
     concluded(None, "its verification did not come to an end")
-    findings = check(open_bundle(bundle, backend), tell)
+    try:
+        findings = check(open_bundle(bundle, backend), tell)
+    except InputError as error:
+        concluded(None, str(error))
+        raise
     fault = first_fault(findings)
     listed = [finding.to_json() for finding in findings]
     if fault is not None:

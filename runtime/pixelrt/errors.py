@@ -21,6 +21,7 @@ EXTRA_OF_MODULE = {
     "bitsandbytes": "nf4",
     "skimage": "train",
     "av": "video",
+    "rosbags": "bag",
     "pycocotools": "eval",
     "scipy": "eval",
 }

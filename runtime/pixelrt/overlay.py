@@ -52,6 +52,17 @@ def draw(
     return _joined(picture, side, beside)
 
 
+def painted(image: NDArray[np.uint8], masks: Sequence[Mask]) -> NDArray[np.uint8]:
+    """`image` (H, W, 3) at its own size with `masks` on it, without numbers and words."""
+    canvas: NDArray[np.uint8] = image.copy()
+    palette = colours(len(masks))
+    line_px = max(1, round(max(image.shape[:2]) / 430))
+    shapes = [mask.mask for mask in masks]
+    for index in sorted(range(len(masks)), key=lambda i: -int(shapes[i].sum())):
+        _paint(canvas, shapes[index], palette[index], line_px)
+    return canvas
+
+
 def _fitted(image: NDArray[np.uint8]) -> Image.Image:
     picture = Image.fromarray(image)
     long_side = max(picture.size)

@@ -9,7 +9,7 @@ import pytest
 from marked import labelled_spans
 from PIL import Image
 from pixelrt.masks import Mask
-from pixelrt.overlay import ALPHA, LONG_SIDE_MAX, LONG_SIDE_MIN, draw, grown
+from pixelrt.overlay import ALPHA, LONG_SIDE_MAX, LONG_SIDE_MIN, draw, grown, painted
 from pixelrt.palette import colours
 
 TEXT = "Sure, the red circle [SEG] and the blue star [SEG]."
@@ -121,3 +121,19 @@ def test_many_and_empty_masks_and_long_words(count: int) -> None:
     text = "word " * 300 + "x" * 5000 + " the thing\nwith\ttabs [SEG] " * count
     got = draw(np.zeros((*shape, 3), np.uint8), masks_of(planes, text), "question " * 500, text)
     assert isinstance(got, Image.Image) and got.mode == "RGB" and got.height < 6000
+
+
+def test_painted_keeps_the_size_and_the_picture() -> None:
+    image = np.full((90, 130, 3), 128, np.uint8)
+    large, small = disc((90, 130), 45, 60, 35), disc((90, 130), 45, 60, 9)
+    shown = painted(image, masks_of([small, large]))
+    assert shown.shape == image.shape and (image == 128).all()
+    far = ~grown(large, 3)
+    assert (shown[far] == 128).all()
+    first, second = colours(2)
+    mixed = np.array([128 * (1 - ALPHA) + np.array(colour) * ALPHA for colour in (first, second)])
+    assert np.abs(shown[45, 90] - mixed[1]).max() <= 1  # in the large one alone
+    assert (
+        np.abs(shown[45, 60] - (mixed[1] * (1 - ALPHA) + np.array(first) * ALPHA)).max() <= 1
+    )  # the small on top
+    assert (painted(image, []) == image).all()

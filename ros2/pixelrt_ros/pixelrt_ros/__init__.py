@@ -1,0 +1,1 @@
+"""pixelrt's node for `ros2 run` and launch files."""

@@ -24,6 +24,12 @@ EXTRA_OF_MODULE = {
     "rosbags": "bag",
     "pycocotools": "eval",
     "scipy": "eval",
+    "fastapi": "serve",
+    "starlette": "serve",
+    "uvicorn": "serve",
+    "prometheus_client": "serve",
+    "pydantic": "serve",
+    "python_multipart": "serve",
 }
 
 

@@ -39,6 +39,7 @@ UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+SIDEWAYS = tuple(UPRIGHT[tag] for tag in (5, 6, 7, 8))
 
 Source = str | os.PathLike[str] | bytes | bytearray | memoryview | BinaryIO | Image.Image | NDArray[Any]
 Rgb = NDArray[np.uint8]
@@ -64,17 +65,36 @@ def open_image(source: Source) -> Rgb:
             return _decoded(source, "the PIL image")
         stream, name = _stream(source)
         with stream:
-            try:
-                picture = Image.open(stream, formats=FORMATS)
-            except Image.DecompressionBombError:
-                raise InputError(
-                    f"{name} has far more than the {PIXEL_LIMIT:,} pixels allowed. Scale it down."
-                ) from None
-            except Exception:
-                raise InputError(
-                    f"{name} is not a picture that can be read. Give a PNG, JPEG, WebP or TIFF."
-                ) from None
-            return _decoded(picture, name)
+            return _decoded(_opened(stream, name), name)
+
+
+def announced_size(data: bytes) -> tuple[int, int]:
+    """H, W of the upright picture in the bytes of a file, by its header; no pixel is decoded. Raises InputError."""
+    with _decoding, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        stream, name = _stream(data)
+        with stream:
+            picture = _opened(stream, name)
+            _check_size(picture.width, picture.height, name)
+            # Of a PNG without the tag in its header Pillow would decode all of it to look for one behind.
+            told = picture.format != "PNG" or "exif" in picture.info
+            turn = _turn(picture) if told else None
+    size = picture.height, picture.width
+    return size[::-1] if turn in SIDEWAYS else size
+
+
+def _opened(stream: BinaryIO, name: str) -> Image.Image:
+    """The picture with its header read alone."""
+    try:
+        return Image.open(stream, formats=FORMATS)
+    except Image.DecompressionBombError:
+        raise InputError(
+            f"{name} has far more than the {PIXEL_LIMIT:,} pixels allowed. Scale it down."
+        ) from None
+    except Exception:
+        raise InputError(
+            f"{name} is not a picture that can be read. Give a PNG, JPEG, WebP or TIFF."
+        ) from None
 
 
 def _stream(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -113,6 +114,11 @@ class Context:
             return True
         caches = {(name, 2): after for name in self._past}
         return self.engine.memory.takes({("inputs_embeds", 1): count, **caches})
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the cache."""
+        return sum(math.prod(past.shape) * past.dtype.itemsize for past in self._past.values())
 
     def rewind(self, length: int, capacity: int | None = None) -> None:
         """Forget all but the first `length` tokens. capacity: tokens to have room for from now on, at least."""

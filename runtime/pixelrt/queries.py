@@ -21,6 +21,7 @@ from pixelrt.errors import InputError
 
 TASKS = ("panoptic", "instance", "semantic")
 CLASSES_MAX, REGIONS_MAX = 1000, 100
+NAMES_SHOWN = 6
 # Kinds of regions, in the order of the answers, and what one is called.
 KINDS = {"points": "point", "scribbles": "scribble", "boxes": "box", "masks": "mask"}
 
@@ -139,6 +140,20 @@ class Track:
 Query = Classes | Refer | Regions | Track
 
 
+def query_in_words(query: str | Query) -> str:
+    """One line for a reader."""
+    if isinstance(query, str):
+        return query
+    if isinstance(query, Classes):
+        count = len(query.names)
+        names = ", ".join(query.names[:NAMES_SHOWN]) + (", …" if count > NAMES_SHOWN else "")
+        return f"{query.task}, {count} class{'es' * (count > 1)}: {names}"
+    if isinstance(query, Refer):
+        return " / ".join(query.sentences) + (" (several)" if query.several else "")
+    regions = query.regions if not isinstance(query, Regions) else query
+    return ", ".join(KINDS[kind] + _place(item) for kind, item in regions.each())
+
+
 def refuse(query: object, family: str, known: Mapping[str, str]) -> InputError:
     """The error for a question that a family does not answer. known: what it does take -> how it is written."""
     ways = ", ".join(f"{what} ({example})" for what, example in known.items())
@@ -168,7 +183,7 @@ def _touched(item: Any, kind: str) -> Bits | tuple[Place, ...]:
         good = (
             places.ndim == 2 and places.shape[1] == 2 and len(places) > 0 and bool(np.isfinite(places).all())
         )
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         good = False
     if not good:
         raise InputError(f"one of the {kind} is {item!r:.60}. Give x, y or a list of them.")
@@ -179,7 +194,7 @@ def _box(item: Any) -> Box:
     try:
         edges = np.asarray(item, np.float64)
         good = edges.shape == (4,) and bool(np.isfinite(edges).all())
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         good = False
     if not good or edges[2] <= edges[0] or edges[3] <= edges[1]:
         raise InputError(f"a box is {item!r:.60}. Give x0, y0, x1, y1 with x1 above x0 and y1 above y0.")
@@ -197,3 +212,12 @@ def _mask(item: Any, kind: str) -> Bits:
     if not inside.any():
         raise InputError(f"one of the {kind} is empty. Mark at least one pixel.")
     return inside
+
+
+def _place(item: Any) -> str:
+    if isinstance(item, np.ndarray):
+        return ""
+    places = item if isinstance(item[0], tuple) else (item,)
+    return (
+        " " + " ".join(",".join(map(str, place)) for place in places[:4]) + ("…" if len(places) > 4 else "")
+    )

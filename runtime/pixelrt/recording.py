@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from pixelrt import recorded_query, recording_file, rle
+from pixelrt import query_json, recording_file, rle
 from pixelrt.engine import Array, Engine, Joined, Value
 from pixelrt.errors import InputError
 from pixelrt.image import Rgb, open_image
@@ -142,7 +142,7 @@ def recorded(
         "bundle": _identity(segmenter),
         "machine": _machine(),
         "backend": segmenter.backend,
-        "query": recorded_query.to_json(prompt),
+        "query": query_json.to_json(prompt),
         "options": {"max_new_tokens": max_new_tokens, "seg_runs": seg_runs},
         "prompt_ids": ids,
         "steps": steps(notes.calls, document.get("token_ids", [])),
@@ -211,7 +211,7 @@ class Recording:
                 ]
                 for graph, entry in about["graphs"].items()
             }
-            query = recorded_query.from_json(about["query"], picture.shape[:2])
+            query = query_json.from_json(about["query"], picture.shape[:2])
         except KeyError as error:
             raise InputError(f"{path} lacks {error}. Record it again.") from None
         except InputError as error:  # whose advice is about bundles

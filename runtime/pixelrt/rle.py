@@ -56,7 +56,8 @@ def _runs(rle: Rle) -> NDArray[np.int64]:
     runs[1::2] = runs[1::2].cumsum()
     runs[2::2] = runs[2::2].cumsum()
     height, width = rle["size"]
-    if (runs < 0).any() or runs.sum() != height * width:
+    # Each run by itself too: 60-bit runs can overflow to the right sum.
+    if (runs < 0).any() or (runs > height * width).any() or runs.sum() != height * width:
         raise InputError(f"the RLE counts cover {runs.sum()} pixels, not the {height} x {width} of its size.")
     return runs
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import math
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -41,6 +42,13 @@ class Frame:
     bundle: str  # SHA-256 of the manifest of the bundle that encoded it
     timing: Mapping[str, float] = field(default_factory=dict)  # stage -> ms
     context: Context | None = None  # what the language model has read of it, where prompts share that
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of its arrays. They grow where a question adds to `context`."""
+        arrays = [self.image, self.tokens, *self.features.values()]
+        held = sum(math.prod(array.shape) * array.dtype.itemsize for array in arrays)
+        return held + (self.context.nbytes if self.context is not None else 0)
 
 
 class Result(Protocol):

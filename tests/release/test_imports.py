@@ -36,6 +36,11 @@ RUNTIME_ONLY_IN = {
     "pycocotools": ("evaluation/coco_api.py",),
     "scipy": ("evaluation/matching.py",),
     "pynvml": ("bench/machine.py",),
+    "fastapi": ("serve",),
+    "starlette": ("serve",),
+    "pydantic": ("serve",),
+    "uvicorn": ("serve",),
+    "prometheus_client": ("serve",),
 }
 RUNTIME_EVERYWHERE = {"numpy", "PIL", "tokenizers"}
 NEVER_BELOW_EXPORT = {"torch", "transformers", "onnx", "optimum", "safetensors", "sentencepiece", "ml_dtypes"}

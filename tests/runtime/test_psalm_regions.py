@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -120,6 +121,35 @@ def test_points_and_scribbles() -> None:
     dot[0, 0] = dot[59, 79] = True
     assert np.array_equal(masks[1], literal_discs(dot, 10))
     assert np.array_equal(masks[2], literal_discs(line, 5)) and np.array_equal(masks[2], masks[3])
+
+
+def literal_line(places: list[tuple[int, int]], size: tuple[int, int]) -> np.ndarray:
+    """Every step from place to place, also those outside the picture."""
+    touched = np.zeros(size, bool)
+    for (x0, y0), (x1, y1) in pairwise(places):
+        steps = max(abs(x1 - x0), abs(y1 - y0), 1)
+        for i in range(steps + 1):
+            x, y = round(x0 + (x1 - x0) * i / steps), round(y0 + (y1 - y0) * i / steps)
+            if 0 <= x < size[1] and 0 <= y < size[0]:
+                touched[y, x] = True
+    return touched
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_a_scribble_that_leaves_the_picture(seed: int) -> None:
+    random = np.random.default_rng(seed)
+    places = [(int(x), int(y)) for x, y in random.integers(-60, 140, (6, 2))] + [(0, 0), (0, 59), (79, 59)]
+    found = region_masks(Regions(scribbles=[places]), (60, 80))[0]
+    assert np.array_equal(found, literal_discs(literal_line(places, (60, 80)), 5))
+
+
+@pytest.mark.parametrize("far", [1e6, 1e12, 1e300])
+def test_a_scribble_from_far_away(far: float) -> None:
+    """Its length costs nothing: a hostile one would take forever."""
+    found = region_masks(Regions(scribbles=[[(-far, 30), (far, 30)]]), (60, 80))[0]
+    assert np.array_equal(found, literal_discs(literal_line([(0, 30), (79, 30)], (60, 80)), 5))
+    with pytest.raises(InputError, match="region 1 lies outside"):
+        region_masks(Regions(scribbles=[[(-far, far), (far, far)]]), (60, 80))
 
 
 def test_a_disc_reaches_in_from_no_place_outside() -> None:

@@ -23,6 +23,7 @@ OWN = {
     "segment": ("pixelrt.cli.segment:segment", "Ask a bundle about a picture: text, masks and an overlay."),
     "track": ("pixelrt.cli.track:track", "Follow marked objects through a video."),
     "bag": ("pixelrt.cli.bag:bag", "Ask about every image of a ROS 2 recording, and write it anew."),
+    "serve": ("pixelrt.cli.serve:serve", "Answer over HTTP, with a page to ask on."),
     "eval": ("pixelrt.cli.evaluate:evaluate", "Score bundles on a published dataset."),
     "build": ("pixelrt.cli.build:build", "Turn a bundle's graphs into TensorRT engines."),
     "bench": ("pixelrt.cli.bench:bench", "Measure bundles: time by stage, memory, energy; compare them."),

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pixelrt.cli import debug_option, say
-from pixelrt.cli.query_options import QueryOptions, query_in_words, query_of, query_options
+from pixelrt.cli.query_options import QueryOptions, query_of, query_options
 from pixelrt.errors import InputError
+from pixelrt.queries import query_in_words
 
 if TYPE_CHECKING:
     from pixelrt.bench.samples import Question

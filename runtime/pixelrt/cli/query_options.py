@@ -1,4 +1,4 @@
-"""Options of the program that make a query, and the query in words."""
+"""Options of the program that make a query."""
 
 from __future__ import annotations
 
@@ -9,13 +9,11 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import click
-import numpy as np
 
 from pixelrt.errors import InputError
-from pixelrt.queries import KINDS, TASKS, Classes, Query, Refer, Regions
+from pixelrt.queries import TASKS, Classes, Query, Refer, Regions
 
 F = TypeVar("F", bound=Callable[..., Any])
-NAMES_SHOWN = 6
 ASKED = (*TASKS, "referring", "interactive")
 
 
@@ -93,20 +91,6 @@ def query_of(prompt: str | None, options: QueryOptions) -> str | Query:
     return Classes(names, options.task, things, options.min_score)
 
 
-def query_in_words(query: str | Query) -> str:
-    """One line for a reader."""
-    if isinstance(query, str):
-        return query
-    if isinstance(query, Classes):
-        count = len(query.names)
-        names = ", ".join(query.names[:NAMES_SHOWN]) + (", …" if count > NAMES_SHOWN else "")
-        return f"{query.task}, {count} class{'es' * (count > 1)}: {names}"
-    if isinstance(query, Refer):
-        return " / ".join(query.sentences) + (" (several)" if query.several else "")
-    regions = query.regions if not isinstance(query, Regions) else query
-    return ", ".join(KINDS[kind] + _place(item) for kind, item in regions.each())
-
-
 def read_mask(path: Path) -> Any:
     """(H, W): a picture's pixels that are not black."""
     from pixelrt.image import open_image
@@ -157,12 +141,3 @@ def _class_names(path: Path) -> tuple[list[str], list[str] | None]:
         raise InputError(f"{path} is not text in UTF-8. Save it as such.") from None
     except (ValueError, KeyError, TypeError):
         raise InputError(f"{path} is no list of COCO categories. Give names, one a line.") from None
-
-
-def _place(item: Any) -> str:
-    if isinstance(item, np.ndarray):
-        return ""
-    places = item if isinstance(item[0], tuple) else (item,)
-    return (
-        " " + " ".join(",".join(map(str, place)) for place in places[:4]) + ("…" if len(places) > 4 else "")
-    )

@@ -10,8 +10,9 @@ from typing import Any
 import click
 
 from pixelrt.cli import debug_option, main, printable, say
-from pixelrt.cli.query_options import QueryOptions, query_in_words, query_of, query_options
+from pixelrt.cli.query_options import QueryOptions, query_of, query_options
 from pixelrt.errors import InputError
+from pixelrt.queries import query_in_words
 
 CLIP = "clip/"  # before the names of the CLIP folder's files in a manifest's provenance
 HASHED_BYTES = 64 << 20  # larger files are compared by their times: hashing 14 GB takes a minute

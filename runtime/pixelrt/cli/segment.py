@@ -12,7 +12,8 @@ import click
 
 from pixelrt.cli import debug_option, say
 from pixelrt.cli.progress import checking
-from pixelrt.cli.query_options import QueryOptions, query_in_words, query_of, query_options
+from pixelrt.cli.query_options import QueryOptions, query_of, query_options
+from pixelrt.queries import query_in_words
 
 if TYPE_CHECKING:
     from pixelrt.segmenter import Result

@@ -20,6 +20,7 @@ from pixelrt.errors import InputError
 from pixelrt.queries import Bits, Place, Regions
 
 RADIUS_PX = {"points": 10, "scribbles": 5}  # of the disc around each pixel touched, in the original picture
+FAR = 1 << 40  # pixels from the corner, beyond which a place is moved in: floats are exact below
 CHUNK = 4096  # touched pixels whose discs are painted at once
 
 
@@ -46,7 +47,7 @@ def rasterised(kind: str, item: Any, size: tuple[int, int], name: str) -> Bits:
         mask = item
     else:
         if not isinstance(item, np.ndarray):
-            item = _pixels(_joined(item) if kind == "scribbles" else item, size)
+            item = (_joined if kind == "scribbles" else _pixels)(item, size)
         mask = discs(item, RADIUS_PX[kind])
     if not mask.any():
         raise InputError(f"{name} lies outside the picture of {width} x {height} pixels. Mark a place in it.")
@@ -111,13 +112,21 @@ def _pixels(places: tuple[Place, ...], size: tuple[int, int]) -> Bits:
     return touched
 
 
-def _joined(places: tuple[Place, ...]) -> tuple[Place, ...]:
-    """The places of a scribble with straight lines of pixels between them."""
-    line = list(places[:1])
-    for (x0, y0), (x1, y1) in pairwise(places):
+def _joined(places: tuple[Place, ...], size: tuple[int, int]) -> Bits:
+    """The places of a scribble with straight lines of pixels between them, where they lie in the picture."""
+    touched = _pixels(places, size)
+    height, width = size
+    near = [tuple(min(max(edge, -FAR), FAR) for edge in place) for place in places]
+    for (x0, y0), (x1, y1) in pairwise(near):
         steps = max(abs(x1 - x0), abs(y1 - y0), 1)
-        line += [
-            (round(x0 + (x1 - x0) * i / steps), round(y0 + (y1 - y0) * i / steps))
-            for i in range(1, steps + 1)
-        ]
-    return tuple(line)
+        # Only the steps about the picture are walked: a place may lie any number of pixels away.
+        first, last = 0, steps
+        for start, end, length in ((x0, x1, width), (y0, y1, height)):
+            if start != end:
+                about = sorted((edge - start) * steps // (end - start) for edge in (-1, length))
+                first, last = max(first, about[0]), min(last, about[1] + 1)
+        step = np.arange(first, last + 1, dtype=np.float64)
+        x, y = (np.rint(start + (end - start) * step / steps) for start, end in ((x0, x1), (y0, y1)))
+        inside = (x >= 0) & (x < width) & (y >= 0) & (y < height)
+        touched[y[inside].astype(np.int64), x[inside].astype(np.int64)] = True
+    return touched

@@ -1,0 +1,224 @@
+"""The one thread that runs the model, and the bounded queue before it.
+
+What waits is gathered up to `batch` questions or `wait_ms`, sorted by picture, and each picture is encoded once.
+The questions of a picture are answered in turn by `answers_of`; a runtime that reads several prompts in one pass
+takes the place of that function alone.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import threading
+import time
+import traceback
+from collections import deque
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass, field
+from typing import Any
+
+from pixelrt.errors import InputError
+from pixelrt.masks import Mask
+from pixelrt.queries import Query
+from pixelrt.segmenter import Frame, Result, Segmenter
+from pixelrt.serve.frames import Frames
+from pixelrt.serve.metrics import Metrics
+from pixelrt.serve.settings import Settings
+
+
+@dataclass(frozen=True, eq=False)
+class Answered:
+    """The last piece of an answer."""
+
+    question: Question
+    result: Result
+    frame: Frame
+    reused: bool  # the picture was encoded already
+    queue_ms: float
+
+    @property
+    def timing_ms(self) -> dict[str, float]:
+        encoding = {} if self.reused else self.frame.timing
+        return {"queue": self.queue_ms, **encoding, **self.result.timing}
+
+    @property
+    def prompt_tokens(self) -> int:
+        return self.question.text_tokens + len(self.frame.tokens)
+
+
+# Words and masks as they come, then the answer; or the error that came in its place.
+Piece = str | Mask | Answered | Exception
+
+
+@dataclass(eq=False)
+class Question:
+    """give: takes the pieces, in the worker's thread; words and masks only where `stream` is true."""
+
+    picture: bytes  # of the file
+    query: str | Query
+    give: Callable[[Piece], None]
+    text_tokens: int = 0  # of the prompt without the picture
+    max_new_tokens: int = 512
+    seg_runs: str = "complete"
+    stream: bool = False
+    asked: float = field(default_factory=time.perf_counter)
+    abandoned: bool = False  # nobody waits for the rest
+
+    def __post_init__(self) -> None:
+        self.digest = hashlib.sha256(self.picture).hexdigest()
+
+
+class QueueFull(Exception):
+    def __init__(self, waiting: int, retry_after_s: int) -> None:
+        super().__init__(f"{waiting} requests are waiting already. Ask again in {retry_after_s} s.")
+        self.retry_after_s = retry_after_s
+
+
+class Closed(Exception):
+    """The server is shutting down."""
+
+
+class Worker:
+    """Owns the segmenter from `start` until `close`."""
+
+    def __init__(self, segmenter: Segmenter, settings: Settings, metrics: Metrics) -> None:
+        self.segmenter, self.settings, self.metrics = segmenter, settings, metrics
+        self.frames = Frames(settings.frames_bytes, metrics)
+        self.succeeded = -math.inf  # time.monotonic() of the last answer, -inf after a failure
+        self._waiting: deque[Question] = deque()
+        self._changed = threading.Condition()
+        self._closed = False
+        self._answer_s = 1.0  # running mean
+        self._thread = threading.Thread(target=self._work, name="pixelrt-worker", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def submit(self, question: Question, always: bool = False) -> None:
+        """Raises QueueFull, Closed. always: take it even where the queue is full (a health check)."""
+        with self._changed:
+            if self._closed:
+                raise Closed("The server is shutting down. Ask another one.")
+            waiting = len(self._waiting)
+            if waiting >= self.settings.waiting and not always:
+                raise QueueFull(waiting, min(60, max(1, math.ceil(waiting * self._answer_s))))
+            self._waiting.append(question)
+            self.metrics.waiting.set(waiting + 1)
+            self._changed.notify_all()
+
+    def close(self) -> None:
+        """Take no more; return when all that waits is answered."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+        if self._thread.is_alive():
+            self._thread.join()
+
+    def _work(self) -> None:
+        while batch := self._gathered():
+            self.metrics.batch.observe(len(batch))
+            self.metrics.answering.set(len(batch))
+            for questions in _by_picture(batch):
+                self._answer(questions)
+            self.metrics.answering.set(0)
+
+    def _gathered(self) -> list[Question]:
+        """The next questions, first come first; none when closed and done."""
+        with self._changed:
+            while not self._waiting and not self._closed:
+                self._changed.wait()
+            until = time.monotonic() + self.settings.wait_ms / 1e3
+            while len(self._waiting) < self.settings.batch and not self._closed:
+                left = until - time.monotonic()
+                if left <= 0:
+                    break
+                self._changed.wait(left)
+            batch = [self._waiting.popleft() for _ in range(min(len(self._waiting), self.settings.batch))]
+            self.metrics.waiting.set(len(self._waiting))
+        return batch
+
+    def _answer(self, questions: Sequence[Question]) -> None:
+        """Questions about one picture."""
+        begun = {question: time.perf_counter() for question in questions}
+        wanted = [question for question in questions if not question.abandoned]
+        self.metrics.abandoned.inc(len(questions) - len(wanted))
+        if not wanted:
+            return
+        digest = wanted[0].digest
+        frame = self.frames.get(digest)
+        reused = frame is not None
+        try:
+            if frame is None:
+                frame = self.segmenter.encode(wanted[0].picture)
+                self.metrics.encoder_runs.inc()
+                self.metrics.stages(dict(frame.timing))
+        except Exception as error:
+            for question in wanted:
+                self._failed(question, error)
+            return
+        for question, piece in answers_of(self.segmenter, frame, wanted):
+            if isinstance(piece, Exception):
+                self._failed(question, piece)
+            elif isinstance(piece, str | Mask):
+                if question.stream:
+                    question.give(piece)
+            else:
+                queue_s = begun[question] - question.asked
+                self._answered(question, Answered(question, piece, frame, reused, 1e3 * queue_s))
+                reused = True
+        self.frames.keep(digest, frame)
+
+    def _answered(self, question: Question, answered: Answered) -> None:
+        spent_ms = sum(answered.timing_ms.values()) - answered.queue_ms
+        self._answer_s += 0.2 * (spent_ms / 1e3 - self._answer_s)
+        self.succeeded = time.monotonic()
+        self.metrics.answers.inc()
+        self.metrics.masks.inc(len(answered.result.masks))
+        self.metrics.frame_hits.inc(answered.reused)
+        self.metrics.queue_s.observe(answered.queue_ms / 1e3)
+        self.metrics.stages(dict(answered.result.timing))
+        question.give(answered)
+
+    def _failed(self, question: Question, error: Exception) -> None:
+        if not isinstance(error, InputError):
+            self.succeeded = -math.inf
+            self.metrics.failures.inc()
+            traceback.print_exception(error)  # for whoever runs the server; the client gets a sentence
+        question.give(error)
+
+
+def answers_of(
+    segmenter: Segmenter, frame: Frame, questions: Sequence[Question]
+) -> Iterator[tuple[Question, str | Mask | Result | Exception]]:
+    """Each question's pieces: words and masks as they come, then the result, or the error in its place."""
+    for question in questions:
+        try:
+            with closing(_pieces(segmenter, frame, question)) as pieces:
+                for piece in pieces:
+                    if question.abandoned:
+                        break
+                    yield question, piece
+        except Exception as error:
+            yield question, error
+
+
+def _pieces(segmenter: Segmenter, frame: Frame, question: Question) -> Generator[Any, None, None]:
+    options: dict[str, Any] = {"max_new_tokens": question.max_new_tokens, "seg_runs": question.seg_runs}
+    stream = getattr(segmenter, "stream", None)
+    if stream is not None:
+        yield from stream(frame, question.query, **options)
+        return
+    result = segmenter.segment(frame, question.query, **options)
+    if question.stream:
+        yield result.text
+        yield from result.masks
+    yield result
+
+
+def _by_picture(questions: Sequence[Question]) -> list[list[Question]]:
+    """In the order in which each picture first came."""
+    groups: dict[str, list[Question]] = {}
+    for question in questions:
+        groups.setdefault(question.digest, []).append(question)
+    return list(groups.values())

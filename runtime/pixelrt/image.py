@@ -79,7 +79,12 @@ def announced_size(data: bytes) -> tuple[int, int]:
             # Of a PNG without the tag in its header Pillow would decode all of it to look for one behind.
             told = picture.format != "PNG" or "exif" in picture.info
             turn = _turn(picture) if told else None
-    size = picture.height, picture.width
+    # Of a TIFF the size as stored: newer versions of Pillow turn the one they tell before they decode.
+    stored = getattr(picture, "tag_v2", {})
+    size = (
+        stored.get(ExifTags.Base.ImageLength, picture.height),
+        stored.get(ExifTags.Base.ImageWidth, picture.width),
+    )
     return size[::-1] if turn in SIDEWAYS else size
 
 

@@ -50,7 +50,11 @@ def error_of(response: Any) -> str:
     error = response.json()["error"]
     assert set(error) == {"message", "type", "param", "code"} and error["code"] == response.status_code
     sentence = str(error["message"])
-    assert sentence.endswith((".", "jpg", "'", "}")) and "\n" not in sentence and "Traceback" not in sentence
+    assert (
+        sentence.endswith((".", "jpg", "'", "}", "…"))
+        and "\n" not in sentence
+        and "Traceback" not in sentence
+    )
     return sentence
 
 

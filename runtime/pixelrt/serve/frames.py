@@ -25,18 +25,20 @@ class Frames:
         self._kept.move_to_end(digest)
         return self._kept[digest][0]
 
+    def drop(self, digest: str) -> None:
+        if digest in self._kept:
+            self.bytes -= self._kept.pop(digest)[1]
+        self._metrics.frames.set(len(self._kept))
+        self._metrics.frame_bytes.set(self.bytes)
+
     def keep(self, digest: str, frame: Frame) -> None:
         """Also for a frame that is kept already: a question may have made it larger."""
-        self._drop(digest)
+        self.drop(digest)
         size = frame.nbytes
         if size <= self.limit_bytes:
             while self.bytes + size > self.limit_bytes:
-                self._drop(next(iter(self._kept)))
+                self.drop(next(iter(self._kept)))
             self._kept[digest] = frame, size
             self.bytes += size
         self._metrics.frames.set(len(self._kept))
         self._metrics.frame_bytes.set(self.bytes)
-
-    def _drop(self, digest: str) -> None:
-        if digest in self._kept:
-            self.bytes -= self._kept.pop(digest)[1]

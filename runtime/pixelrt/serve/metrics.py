@@ -41,7 +41,9 @@ class Metrics:
         self.failures = Counter(
             "pixelrt_failures", "Questions that failed, the fault being ours.", registry=own
         )
-        self.abandoned = Counter("pixelrt_abandoned", "Questions whose client went away.", registry=own)
+        self.abandoned = Counter(
+            "pixelrt_abandoned", "Questions whose client left before their turn.", registry=own
+        )
         self.masks = Counter("pixelrt_masks", "Masks drawn.", registry=own)
         self.encoder_runs = Counter("pixelrt_encoder_runs", "Pictures encoded.", registry=own)
         self.frame_hits = Counter(

@@ -120,7 +120,11 @@ class Worker:
             self.metrics.batch.observe(len(batch))
             self.metrics.answering.set(len(batch))
             for questions in _by_picture(batch):
-                self._answer(questions)
+                try:
+                    self._answer(questions)
+                except Exception as error:  # the thread must outlive whatever happens
+                    for question in questions:
+                        self._failed(question, error)
             self.metrics.answering.set(0)
 
     def _gathered(self) -> list[Question]:
@@ -157,9 +161,11 @@ class Worker:
             for question in wanted:
                 self._failed(question, error)
             return
+        sound = True
         for question, piece in answers_of(self.segmenter, frame, wanted):
             if isinstance(piece, Exception):
                 self._failed(question, piece)
+                sound = sound and isinstance(piece, InputError)
             elif isinstance(piece, str | Mask):
                 if question.stream:
                     question.give(piece)
@@ -167,7 +173,10 @@ class Worker:
                 queue_s = begun[question] - question.asked
                 self._answered(question, Answered(question, piece, frame, reused, 1e3 * queue_s))
                 reused = True
-        self.frames.keep(digest, frame)
+        if sound:
+            self.frames.keep(digest, frame)
+        else:  # what the model had read of it may be half of something
+            self.frames.drop(digest)
 
     def _answered(self, question: Question, answered: Answered) -> None:
         spent_ms = sum(answered.timing_ms.values()) - answered.queue_ms

@@ -19,6 +19,7 @@ WHERE = {
     404: "There is nothing at {path}. Ask /v1/segment or /v1/chat/completions.",
     405: "{path} takes no {method}.",
 }
+UNREADABLE = "There was an error parsing the body"  # FastAPI's words
 
 
 def add_handlers(app: FastAPI) -> None:
@@ -39,6 +40,8 @@ def error_response(error: AnyHTTPException) -> JSONResponse:
 async def _http(request: Request, error: Any) -> JSONResponse:
     if error.status_code in WHERE and error.detail in ("Not Found", "Method Not Allowed"):
         error.detail = WHERE[error.status_code].format(path=request.url.path[:80], method=request.method)
+    if error.detail == UNREADABLE:
+        error.detail = "The body cannot be read: it is not UTF-8, or nested too deeply. Send a JSON object."
     return error_response(error)
 
 

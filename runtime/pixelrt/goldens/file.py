@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from pixelrt import recorded_query, recording_file
+from pixelrt import query_json, recording_file
 from pixelrt.bundle import Bundle
 from pixelrt.engine import Array
 from pixelrt.errors import InputError
@@ -53,7 +53,7 @@ class Goldens:
         document = {
             "format": FORMAT,
             "family": self.family,
-            "questions": {label: recorded_query.to_json(query) for label, query in self.questions.items()},
+            "questions": {label: query_json.to_json(query) for label, query in self.questions.items()},
             "max_new_tokens": self.max_new_tokens,
             "choices": self.choices,
             **about,
@@ -89,9 +89,7 @@ def read_goldens(bundle: Bundle) -> Goldens:
         if picture.ndim != 3 or picture.shape[2] != 3 or picture.dtype != np.uint8 or not picture.size:
             raise InputError(f"its picture has shape {picture.shape}")
         size = picture.shape[:2]
-        questions = {
-            label: recorded_query.from_json(query, size) for label, query in about["questions"].items()
-        }
+        questions = {label: query_json.from_json(query, size) for label, query in about["questions"].items()}
     except KeyError as error:
         raise InputError(f"{path} lacks {error}. Export the bundle again.") from None
     except InputError as error:  # whose advice is about recordings

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -33,6 +33,8 @@ class Generation:
     token_ids: list[int] = field(default_factory=list)
     seg_hidden: list[Array] = field(default_factory=list)
     finished: bool = False  # the model ended its answer itself
+    drafted: int = 0  # tokens that were read before the model had chosen them
+    refused: int = 0  # of those, tokens that it did not choose
 
     def targets(self, codebook: Codebook) -> Array | None:
         """Hidden states (N, run, H), or None where there is no target.
@@ -83,6 +85,10 @@ def prompt_rows(ids: Sequence[int], first: int, codebook: Codebook) -> list[int]
     return [first + i - 1 for i, token in enumerate(ids) if token in codebook.ids]
 
 
+def no_drafts(ids: Sequence[int]) -> list[int]:
+    return []
+
+
 def generate(
     context: Context,
     table: TokenTable,
@@ -94,6 +100,7 @@ def generate(
     eos: int,
     max_new_tokens: int,
     seg_runs: str,
+    drafter: Callable[[Sequence[int]], list[int]] = no_drafts,
 ) -> Generation:
     """Read the prompt and decode greedily until eos or max_new_tokens.
 
@@ -101,30 +108,48 @@ def generate(
     seg_runs `complete`: a run of codebook tokens once begun is completed, in the codebook's order (so the answer
     can be up to run - 1 tokens longer than max_new_tokens); its tokens are known, so they are read in one step.
     `original`: every token is the model's own.
+    drafter: from the ids of the answer so far, those that may follow. They are read in the same step, and the part
+    of them is kept that the model would have chosen: the answer is the same with any drafter (Leviathan et al. 2023,
+    the greedy case).
     """
     complete = seg_runs == "complete"
     check_prompted(len(seg_rows), codebook, seg_runs)
     result = Generation()
-    rows = context(prefill, [*seg_rows, len(prefill) - 1], visible)
-    result.seg_hidden.extend(rows.hidden[:-1])
+    begun: list[int] = []  # the rest of a run, which follows whatever the model says
+    ahead = drafter([])[: max_new_tokens - 1]  # read already; right as far as the model chooses the same
+    result.drafted += len(ahead)
+    rows = context(
+        np.concatenate([prefill, table(ahead)]) if ahead else prefill,
+        [*seg_rows, *range(len(prefill) - 1, len(prefill) + len(ahead))],
+        np.concatenate([visible, np.ones(len(ahead), np.bool_)]),
+    )
+    result.seg_hidden.extend(rows.hidden[: len(seg_rows)])
+    at = len(seg_rows)  # the row that predicts the next token
     while True:
-        if not np.isfinite(rows.logits[-1]).all():
-            raise ArithmeticError(
-                "the language model's logits are not finite: use a bundle of higher precision"
-            )
-        token = int(rows.logits[-1].argmax())  # the first of equals, as torch
-        run = complete and token in codebook.ids
-        step = list(codebook.ids) if run else [token]
-        result.token_ids.extend(step)
+        own = not begun
+        token = _chosen(rows.logits[at]) if own else begun.pop(0)
         if token in codebook.ids:
-            result.seg_hidden.append(rows.hidden[-1])
+            result.seg_hidden.append(rows.hidden[at])
+            if complete and own:
+                token, *begun = codebook.ids
+        result.token_ids.append(token)
         result.finished = token == eos
-        last = result.finished or len(result.token_ids) >= max_new_tokens
-        if last:
-            step.pop()  # nothing follows the last token, so it is not read
-        if step:
-            rows = context(table(step), range(len(step)))
-        if run:
-            result.seg_hidden.extend(rows.hidden[: codebook.run - 1])
-        if last:
+        left = max(max_new_tokens - len(result.token_ids), len(begun))
+        if not result.finished and left and ahead[:1] == [token]:
+            ahead, at = ahead[1:], at + 1
+            continue
+        result.refused += len(ahead) - (ahead[:1] == [token])
+        context.rewind(context.length - len(ahead))
+        if result.finished or not left:
             return result
+        # The last token of an answer is not read: nothing follows it.
+        drafted = drafter([*result.token_ids, *begun])[: max(0, left - 1 - len(begun))]
+        result.drafted += len(drafted)
+        ahead = [*begun, *drafted][: left - 1]
+        rows, at = context(table([token, *ahead]), range(1 + len(ahead))), 0
+
+
+def _chosen(logits: Array) -> int:
+    if not np.isfinite(logits).all():
+        raise ArithmeticError("the language model's logits are not finite: use a bundle of higher precision")
+    return int(logits.argmax())  # the first of equals, as torch

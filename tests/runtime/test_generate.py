@@ -11,7 +11,7 @@ import pytest
 from pixelrt.bundle import GraphFile, Tensor
 from pixelrt.engine import HostMemory
 from pixelrt.errors import InputError
-from pixelrt.generate import Codebook, Generation, check_settings, generate, prompt_rows
+from pixelrt.generate import Codebook, Generation, check_settings, generate, no_drafts, prompt_rows
 from pixelrt.language import Context
 
 SEG = (90, 91, 92, 93, 94, 95)
@@ -57,7 +57,12 @@ def chain(*tokens: int) -> dict[int, int]:
 
 
 def answer(
-    engine: Script, *, limit: int = 50, seg_runs: str = "complete", prompt: Sequence[int] = PROMPT
+    engine: Script,
+    *,
+    limit: int = 50,
+    seg_runs: str = "complete",
+    prompt: Sequence[int] = PROMPT,
+    drafter=no_drafts,
 ) -> Generation:
     rows = prompt_rows(prompt[1:], 1, CODEBOOK)
     visible = np.ones(len(prompt), bool)
@@ -72,6 +77,7 @@ def answer(
         eos=EOS,
         max_new_tokens=limit,
         seg_runs=seg_runs,
+        drafter=drafter,
     )
 
 
@@ -210,3 +216,57 @@ def test_mask_is_causal_and_hides_padding() -> None:
     assert engine.masks[1].tolist() == [[1, 0, 1, 1, 0], [1, 0, 1, 1, 1]]
     with pytest.raises(ValueError, match="cannot take 11"):
         context(table([20] * 6), [0])
+
+
+def noise(seed: int) -> tuple[dict[int, int], list[int]]:
+    """A model of random successors, a third of them codebook tokens, and what it says after the prompt."""
+    rng = np.random.default_rng(seed)
+    words = [*range(20, 30), *SEG, EOS]
+    successor = {11: int(rng.choice(words))}
+    for token in words:
+        share = 0.7 if token in SEG[:-1] else 0.0  # most runs are whole
+        successor[token] = token + 1 if rng.random() < share else int(rng.choice(words))
+    return successor, words
+
+
+@pytest.mark.parametrize("seg_runs", ["complete", "original"])
+def test_no_draft_changes_the_answer(seg_runs: str) -> None:
+    """Right drafts, wrong ones and half right ones, at any place, under any limit, give what plain decoding gives."""
+    saved = 0
+    for seed in range(300):
+        successor, words = noise(seed)
+        rng = np.random.default_rng([seed, 1])
+        limit = int(rng.integers(1, 30))
+        plain_engine, engine = Script(successor), Script(successor)
+        plain = answer(plain_engine, limit=limit, seg_runs=seg_runs)
+
+        def drafter(ids, plain=plain, rng=rng, words=words):
+            right = plain.token_ids[len(ids) : len(ids) + int(rng.integers(0, 12))]
+            wrong = [int(word) for word in rng.choice(words, int(rng.integers(0, 4)))]
+            return [right + wrong, wrong, [], wrong + right][int(rng.integers(4))]
+
+        got = answer(engine, limit=limit, seg_runs=seg_runs, drafter=drafter)
+        assert got.token_ids == plain.token_ids
+        assert got.finished == plain.finished
+        assert predicted_by(got) == predicted_by(plain)
+        assert 0 <= got.refused <= got.drafted
+        assert len(engine.reads) <= len(plain_engine.reads)
+        saved += len(plain_engine.reads) - len(engine.reads)
+    assert saved > 300
+
+
+def test_a_right_draft_is_one_forward() -> None:
+    whole = [20, *SEG, 21, EOS]
+    engine = Script(chain(11, *whole, 0))
+    got = answer(engine, drafter=lambda ids: whole[len(ids) :])
+    assert got.token_ids == whole
+    assert engine.reads == [[*PROMPT, *whole]]
+    assert (got.drafted, got.refused) == (9, 0)
+
+
+def test_a_refused_draft_leaves_the_cache() -> None:
+    """What was read in vain is forgotten: no later token may look at it."""
+    engine = Script(chain(11, 20, 21, 22, EOS) | {70: 0, 71: 0})
+    answer(engine, drafter=lambda ids: [] if ids else [20, 70, 71])
+    assert engine.reads == [[*PROMPT, 20, 70, 71], [21], [22]]
+    assert [mask.shape[1] for mask in engine.masks] == [6, 5, 6]

@@ -25,7 +25,7 @@ from pixelrt_export.checkpoint import Checkpoint
 from pixelrt_export.families import family_of
 from pixelrt_export.job import job
 from pixelrt_export.quantize.plan import Settings, calibrates
-from pixelrt_export.quantize.records import read_records
+from pixelrt_export.quantize.records import answered, read_records
 from pixelrt_export.sink import WEIGHTS, Sink
 from pixelrt_export.weight_file import WeightFile
 from pixelrt_export.work import Concluded, Work, work_on
@@ -105,8 +105,9 @@ def export_bundle(
     family = family_of(str(opened.config.get("model_type")))
     sources = family.sources(opened, None if vision_tower is None else Path(vision_tower))
     records = read_records(settings.calib, family.TYPED) if calibrates(chosen, settings) else []
+    drafts = [] if family.TYPED else answered(settings.calib)
     with work_on(target) as work:
-        reason = work.begin(job(sources, chosen, settings, records), restart)
+        reason = work.begin(job(sources, chosen, settings, records, drafts), restart)
         if reason is not None:
             note(f"begins anew: {reason}" if reason else "goes on where an export was stopped")
         total = sum(math.prod(shape) for one in sources.values() for shape in one.shapes().values())
@@ -118,7 +119,7 @@ def export_bundle(
             settings.progress("work found checked", done, total)
 
         with WeightFile(work.bundle / WEIGHTS, written, work, found) as weights:
-            sink = Sink(work.bundle, chosen, weights, settings, records, sources, work)
+            sink = Sink(work.bundle, chosen, weights, settings, records, sources, work, drafts)
             family.write_bundle(opened, sink)
         head = {"name": target.name, "created_by": f"pixelrt {__version__}", "precision": chosen}
         if not stages:

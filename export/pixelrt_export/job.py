@@ -22,14 +22,17 @@ def job(
     precision: Mapping[str, str],
     settings: Settings,
     records: Sequence[Record],
+    answered: Sequence[Record] = (),
 ) -> dict[str, Any]:
-    """JSON, whose keys are what a user is told has changed. records: that are calibrated with, if any."""
+    """JSON, whose keys are what a user is told has changed. records: that are calibrated with, if any. answered:
+    whose answers are drafted from."""
     return {
         "pixelrt": [__version__, code_hash(), *map(_version, COMPUTING)],
         "the checkpoint": {prefix: files_of(checkpoint) for prefix, checkpoint in sources.items()},
         "the precision": dict(precision),
         "the settings": [settings.block, settings.calibrated, sorted(settings.keep)],
         "the calibration pictures": questions(records),
+        "the answers in prompts.jsonl": [[record.prompt, record.answer] for record in answered],
     }
 
 

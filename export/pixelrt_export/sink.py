@@ -32,6 +32,7 @@ class Sink:
     records: Sequence[Record]  # to calibrate with
     sources: Mapping[str, Checkpoint]  # what stands before the names of its files -> what is read
     work: Work
+    answered: Sequence[Record] = ()  # questions with their answers, which a runtime may draft from
     products: dict[str, Product] = field(default_factory=dict)  # stage -> how its linear layers multiply
     manifest: dict[str, Any] = field(default_factory=dict)
     graphs: dict[str, Any] = field(default_factory=dict)

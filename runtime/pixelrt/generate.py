@@ -33,6 +33,7 @@ class Generation:
     token_ids: list[int] = field(default_factory=list)
     seg_hidden: list[Array] = field(default_factory=list)
     finished: bool = False  # the model ended its answer itself
+    forwards: int = 0  # runs of the language graph
     drafted: int = 0  # tokens that were read before the model had chosen them
     refused: int = 0  # of those, tokens that it did not choose
 
@@ -104,22 +105,24 @@ def generate(
 ) -> Generation:
     """Read the prompt and decode greedily until eos or max_new_tokens.
 
-    prefill (L, H), visible (L,): the prompt's embeddings and key mask. seg_rows: see prompt_rows.
+    prefill (L, H), visible (L,): the prompt's embeddings and key mask, or what of them the context has not read
+    yet. seg_rows: see prompt_rows.
     seg_runs `complete`: a run of codebook tokens once begun is completed, in the codebook's order (so the answer
     can be up to run - 1 tokens longer than max_new_tokens); its tokens are known, so they are read in one step.
     `original`: every token is the model's own.
     drafter: from the ids of the answer so far, those that may follow. They are read in the same step, and the part
     of them is kept that the model would have chosen: the answer is the same with any drafter (Leviathan et al. 2023,
-    the greedy case).
+    the greedy case). No more are read than the engine takes at once.
     """
     complete = seg_runs == "complete"
     check_prompted(len(seg_rows), codebook, seg_runs)
-    result = Generation()
+    result, before = Generation(), context.forwards
     begun: list[int] = []  # the rest of a run, which follows whatever the model says
     ahead = drafter([])[: max_new_tokens - 1]  # read already; right as far as the model chooses the same
+    ahead = ahead[: context.room(len(ahead), len(prefill), len(seg_rows) + 1)]
     result.drafted += len(ahead)
     rows = context(
-        np.concatenate([prefill, table(ahead)]) if ahead else prefill,
+        _followed(prefill, table(ahead)) if ahead else prefill,
         [*seg_rows, *range(len(prefill) - 1, len(prefill) + len(ahead))],
         np.concatenate([visible, np.ones(len(ahead), np.bool_)]),
     )
@@ -141,12 +144,18 @@ def generate(
         result.refused += len(ahead) - (ahead[:1] == [token])
         context.rewind(context.length - len(ahead))
         if result.finished or not left:
+            result.forwards = context.forwards - before
             return result
         # The last token of an answer is not read: nothing follows it.
         drafted = drafter([*result.token_ids, *begun])[: max(0, left - 1 - len(begun))]
+        drafted = drafted[: context.room(len(drafted), 1 + len(begun), 1 + len(begun))]
         result.drafted += len(drafted)
         ahead = [*begun, *drafted][: left - 1]
         rows, at = context(table([token, *ahead]), range(1 + len(ahead))), 0
+
+
+def _followed(rows: Array | Joined, more: Array) -> Array | Joined:
+    return Joined((*rows.parts, more)) if isinstance(rows, Joined) else np.concatenate([rows, more])
 
 
 def _chosen(logits: Array) -> int:

@@ -107,6 +107,17 @@ class Context:
         self.forwards += 1
         return outputs
 
+    def room(self, wanted: int, count: int, rows: int) -> int:
+        """How many of `wanted` further tokens the engine reads together with `count` others, all at once, when each
+        of them gets logits, beside `rows` of the others."""
+        past = {} if self._in_place else {(name, 2): self.length for name in self._past}
+
+        def taken(more: int) -> bool:
+            sizes = {("inputs_embeds", 1): count + more, ("logit_rows", 0): rows + more, **past}
+            return self.engine.memory.takes(sizes)
+
+        return next((more for more in range(wanted, 0, -1) if taken(more)), 0)
+
     def can_append(self, count: int, after: int) -> bool:
         """Whether the engine reads `count` tokens behind `after` others at once. A growing cache may be in the way:
         TensorRT wants the ends of a profile to add up, so one for long prompts begins with an empty cache."""

@@ -45,6 +45,28 @@ class Mask:
         }
 
 
+@dataclass(frozen=True)
+class Decoding:
+    """How the words came about."""
+
+    forwards: int  # runs of the language model
+    drafted: int  # tokens that were guessed, and read before the model had chosen them
+    accepted: int  # of those, tokens that it chose
+
+    @property
+    def accept_rate(self) -> float | None:
+        return self.accepted / self.drafted if self.drafted else None
+
+    def to_json(self) -> dict[str, Any]:
+        rate = self.accept_rate
+        return {
+            "forwards": self.forwards,
+            "drafted": self.drafted,
+            "accepted": self.accepted,
+            "accept_rate": None if rate is None else round(rate, 4),
+        }
+
+
 @dataclass(frozen=True, eq=False)
 class Answer:
     """What the model said and drew, masks in the order of the text."""
@@ -54,6 +76,7 @@ class Answer:
     masks: Sequence[Mask]
     timing: dict[str, float]  # stage -> ms, of this question alone; the picture's are in Frame.timing
     finished: bool = True  # False where the limit cut the answer off
+    decoding: Decoding | None = None  # of a family that writes words
     # (N, run, H) hidden states that the masks were drawn from, where a family has them: `pixelrt.tracking` draws
     # them in the next frames.
     targets: NDArray[np.floating[Any]] | None = None
@@ -66,6 +89,7 @@ class Answer:
             "finished": bool(self.finished),
             "masks": [mask.to_json() for mask in self.masks],
             "timing_ms": {stage: round(float(spent), 3) for stage, spent in self.timing.items()},
+            **({"decoding": self.decoding.to_json()} if self.decoding else {}),
         }
 
     def files(self, image: str) -> dict[str, bytes]:

@@ -134,6 +134,11 @@ def test_two_bundles_in_turn(golden_bundle_b: Path, picture: Path) -> None:
         assert record.rounds.tolist() == [0, 0, 1, 1] and record.questions.tolist() == [0, 1, 0, 1]
         assert record.about["interleaved"] == 2 and record.about["forwards_per_answer"] > 1
         assert record.about["memory"] == {"host_peak_bytes": None, "device_bytes": None}
+    for subject in subjects:  # a question that is asked again is as one that was never asked
+        assert not subject.segmenter.drafts.learning  # type: ignore[attr-defined]
+        assert {row["forwards"] for row in first.about["questions"]} == {
+            sample.forwards for _, _, sample in subject.samples
+        }
     order = sorted(
         (sample.start, which) for which, subject in enumerate(subjects) for _, _, sample in subject.samples
     )

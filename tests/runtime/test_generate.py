@@ -270,3 +270,39 @@ def test_a_refused_draft_leaves_the_cache() -> None:
     answer(engine, drafter=lambda ids: [] if ids else [20, 70, 71])
     assert engine.reads == [[*PROMPT, 20, 70, 71], [21], [22]]
     assert [mask.shape[1] for mask in engine.masks] == [6, 5, 6]
+
+
+class Profile(HostMemory):
+    """As of a TensorRT engine: so many tokens at once, so many rows of logits."""
+
+    def __init__(self, tokens: int, rows: int) -> None:
+        super().__init__()
+        self.limits = {("inputs_embeds", 1): tokens, ("logit_rows", 0): rows}
+
+    def most(self, name: str, axis: int) -> int | None:
+        return self.limits.get((name, axis))
+
+    def takes(self, sizes: Mapping[tuple[str, int], int]) -> bool:
+        return all(size <= self.limits.get(place, size) for place, size in sizes.items())
+
+
+@pytest.mark.parametrize(("tokens", "rows"), [(8, 64), (64, 7), (9, 6), (6, 6)])
+def test_no_more_is_drafted_than_the_engine_takes(tokens: int, rows: int) -> None:
+    whole = [20, *SEG, 21, 22, 23, *SEG, 24, 25, EOS]
+    successor = chain(11, 20, *SEG) | chain(21, 22, 23) | chain(24, 25, EOS)
+    for last in range(3):
+        engine = Script(successor | {SEG[-1]: 21, 23: SEG[0]} | ({SEG[-1]: 24} if last else {}))
+        engine.memory = Profile(tokens, rows)
+        calls: list[int] = []
+        given = engine.__call__
+
+        def limited(inputs, into=None, given=given, calls=calls):
+            calls.append(len(inputs["logit_rows"]))
+            assert inputs["inputs_embeds"].shape[1] <= tokens and calls[-1] <= rows
+            return given(inputs, into)
+
+        limited.file, limited.memory = engine.file, engine.memory
+        plain = answer(Script(engine.successor), limit=last * 9 + 9)
+        got = answer(limited, limit=last * 9 + 9, drafter=lambda ids: whole[len(ids) :])
+        assert got.token_ids == plain.token_ids
+        assert max(calls) > 1 and got.forwards == len(calls)

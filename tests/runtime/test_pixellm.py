@@ -10,6 +10,7 @@ import pytest
 from pixelrt.errors import InputError
 from pixelrt.families import pixellm
 from pixelrt.generate import Generation
+from pixelrt.recording import noted
 
 SEG = list(range(400, 406))
 PICTURE = np.random.default_rng(0).integers(0, 256, (60, 40, 3), np.uint8)
@@ -124,3 +125,41 @@ def test_an_image_is_encoded_first(seg: pixelrt.Segmenter, frame: pixelrt.Frame)
     direct, reused = seg.segment(PICTURE, "What?", 8), seg.segment(frame, "What?", 8)
     assert direct.token_ids == reused.token_ids
     np.testing.assert_array_equal(direct.masks[0].low_res_logits, reused.masks[0].low_res_logits)
+
+
+def test_drafts_change_the_forwards_alone(golden_bundle_b: Path) -> None:
+    seg = pixelrt.load(golden_bundle_b)
+    frame = seg.encode(PICTURE)
+    drafts, seg.drafts = seg.drafts, None
+    plain = seg.segment(frame, "Find it.", 24)
+    assert plain.decoding.drafted == 0 and plain.decoding.accept_rate is None
+    seg.drafts = drafts
+    for forwards in (plain.decoding.forwards, 1):  # the second time it is known
+        answer = seg.segment(frame, "Find it.", 24)
+        assert answer.token_ids == plain.token_ids and answer.text == plain.text
+        assert answer.decoding.forwards <= forwards
+        for mask, other in zip(answer.masks, plain.masks, strict=True):
+            assert np.array_equal(mask.mask, other.mask)
+    assert answer.finished and answer.decoding.accepted == answer.decoding.drafted > 0
+    assert answer.to_json()["decoding"]["accept_rate"] == 1.0
+    drafts.learning = False
+    before = drafts.examples
+    seg.segment(frame, "Where is it?", 24)
+    assert drafts.examples == before
+
+
+def test_what_is_recorded_is_not_drafted(seg: pixelrt.Segmenter) -> None:
+    """A recording has one row of logits a token."""
+    twin, _ = noted(seg)
+    assert twin.drafts is None and seg.drafts is not None
+
+
+def test_answers_in_the_manifest_are_drafted(golden_bundle_b: Path) -> None:
+    from pixelrt.families import pixellm_drafts
+
+    seg = pixelrt.load(golden_bundle_b)
+    rows = [{"prompt": "Find the mug.", "answer": "Here: mug [SEG]!"}, {"prompt": " ", "answer": "no"}]
+    drafts = pixellm_drafts.new(seg.prompt, seg.codebook, seg.eos, rows)
+    whole = drafts.of(seg.prompt("Find the mug.").tail)([])
+    assert whole[-1] == seg.eos and seg.render(whole)[0] == "Here: mug [SEG]!"
+    assert len(drafts.examples) == 1 + len(pixellm_drafts.ANSWERS)

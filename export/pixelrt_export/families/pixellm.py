@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 from pixelrt.errors import InputError
-from pixelrt.families.pixellm import MARK
+from pixelrt.families.pixellm_drafts import MARK
 from pixelrt.image import ImageSpec, open_image, prepare
 from pixelrt.prompt import PromptBuilder, read_tokenizer
 from pixelrt.tokens import TokenTable
@@ -105,6 +105,8 @@ def write_bundle(checkpoint: Checkpoint, sink: Sink) -> None:
         },
         "license": licence_of(checkpoint.folder),
     }
+    if sink.answered:
+        sink.manifest["drafts"] = [{"prompt": r.prompt, "answer": r.answer} for r in sink.answered]
 
     def encoder(g: Graph) -> None:
         build_encoder(g, checkpoint.tensor, clip.tensor, config, depth)

@@ -67,6 +67,13 @@ def read_records(folder: Path | None, typed: bool = False) -> list[Record]:
     return queries or [Record(r.image, r.prompt, None, Refer(r.prompt)) for r in found]
 
 
+def answered(folder: Path | None) -> list[Record]:
+    """Questions in words that come with their answers; none where there is no folder. Raises InputError."""
+    if folder is None and not DEFAULT.is_dir():
+        return []
+    return [record for record in read_records(folder) if record.answer]
+
+
 def _listed(file: Path, pictures: dict[str, Path]) -> list[Record]:
     """All questions, those in words and the typed ones."""
     records: list[Record] = []

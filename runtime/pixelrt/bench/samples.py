@@ -78,7 +78,7 @@ def take_sample(
     spent["answer"] = 1e3 * (stop - asked)
     if count:
         spent["first_mask"] = spent["total"]  # `segment` gives all masks at once
-    document = {key: value for key, value in answer.to_json().items() if key != "timing_ms"}
+    document = {key: value for key, value in answer.to_json().items() if key not in ("timing_ms", "decoding")}
     digest = hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()
     return Sample(start, stop, spent, len(calls), tokens, count, digest)
 

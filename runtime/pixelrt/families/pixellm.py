@@ -9,26 +9,37 @@ from typing import Any
 import numpy as np
 
 from pixelrt.bundle import Bundle
+from pixelrt.drafts import Drafts
 from pixelrt.engine import Array, Backend, Joined
 from pixelrt.errors import InputError
-from pixelrt.generate import Codebook, Generation, check_prompted, check_settings, generate, prompt_rows
+from pixelrt.families import pixellm_drafts
+from pixelrt.families.pixellm_drafts import MARK
+from pixelrt.generate import (
+    Codebook,
+    Generation,
+    check_prompted,
+    check_settings,
+    generate,
+    no_drafts,
+    prompt_rows,
+)
 from pixelrt.image import ImageSpec, open_image, prepare
 from pixelrt.language import Context, positions
 from pixelrt.manifest import MANIFEST, check
-from pixelrt.masks import Answer, Mask, label_spans
+from pixelrt.masks import Answer, Decoding, Mask, label_spans
 from pixelrt.prompt import Prompt, PromptBuilder, read_tokenizer
 from pixelrt.queries import Query, refuse
 from pixelrt.segmenter import Frame, frame_of, stage
 from pixelrt.tokens import TokenTable
 from pixelrt.upsample import upsample_mask
 
-MARK = "[SEG]"
 FEATURES = ("level0", "level0_key", "level0_value", "level0_query", "level1")
 # This family's part of a manifest; see pixelrt.manifest.
 FORM = {
     "prompt": {"template": str},
     "tokens": {"bos": int, "eos": int, "pad": int, "seg": [int], "seg_scales": int, "image_tokens": int},
     "language": {"hidden": int, "max_positions": int},
+    "drafts?": pixellm_drafts.FORM,
 }
 
 
@@ -37,7 +48,11 @@ def open_family(bundle: Bundle, backend: Backend) -> PixelLM:
 
 
 class PixelLM:
-    """A loaded PixelLM bundle; see `pixelrt.segmenter.Segmenter`."""
+    """A loaded PixelLM bundle; see `pixelrt.segmenter.Segmenter`.
+
+    drafts: what answers are guessed from, to read several tokens at once; None reads one by one. No answer depends
+    on it.
+    """
 
     def __init__(self, bundle: Bundle, backend: Backend) -> None:
         self.bundle, self.backend = bundle, backend.name
@@ -60,6 +75,9 @@ class PixelLM:
             tokens["pad"],
             # Room for the image, and to complete a run that begins at the very end.
             self.max_positions - tokens["image_tokens"] - self.codebook.run + 1,
+        )
+        self.drafts: Drafts | None = pixellm_drafts.new(
+            self.prompt, self.codebook, self.eos, manifest.get("drafts", ())
         )
 
     def encode(self, image: Any) -> Frame:
@@ -121,6 +139,7 @@ class PixelLM:
         visible = np.ones(length, np.bool_)
         visible[len(ids.head) : image_end] = frame.token_valid
         with stage(timing, "language"):
+            draft = self.drafts.of(ids.tail) if self.drafts else None
             generation = generate(
                 context,
                 self.table,
@@ -131,11 +150,15 @@ class PixelLM:
                 eos=self.eos,
                 max_new_tokens=budget,
                 seg_runs=seg_runs,
+                drafter=draft or no_drafts,
             )
+            if self.drafts and draft and generation.finished:
+                self.drafts.learn(draft, generation.token_ids)
         text, spans = self.render(generation.token_ids)
         masks = self._masks(frame, generation, text, spans, timing)
+        decoding = Decoding(generation.forwards, generation.drafted, generation.drafted - generation.refused)
         targets = generation.targets(self.codebook)
-        return Answer(text, generation.token_ids, masks, timing, generation.finished, targets=targets)
+        return Answer(text, generation.token_ids, masks, timing, generation.finished, decoding, targets)
 
     def draw(self, frame: Frame, targets: Array, timing: dict[str, float]) -> list[Mask]:
         """Masks of an answer's `targets` (N, run, H) in any frame, without label and span; the language model rests.

@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 import pixelrt
-from pixelrt.recording import undrafted
+from pixelrt.recording import plain as without_shortcuts
 from pixelrt_export.quantize.records import read_records
 from pixelrt_export.tiny.evaluate import SEED_BASE
 from pixelrt_export.tiny.looks import LOOKS
@@ -74,7 +74,7 @@ def asked_in_folder(folder: Path, count: int) -> Iterator[tuple[str, Any, str]]:
 
 
 def measured(segmenter: Any, questions: Iterator[tuple[str, Any, str]]) -> Iterator[Row]:
-    alone = undrafted(segmenter)
+    alone: Any = without_shortcuts(segmenter)
     for kind, picture, text in questions:
         frame = segmenter.encode(picture)
         plain = alone.segment(frame, text, MAX_NEW_TOKENS, "original")

@@ -62,6 +62,16 @@ class Joined:
             first += len(part)
         return Joined(tuple(cut))
 
+    def taken(self, index: npt.NDArray[np.intp]) -> Joined:
+        """The rows at `index`, which rises."""
+        cut, first = [], 0
+        for part in self.parts:
+            own = index[(index >= first) & (index < first + len(part))] - first
+            if len(own):
+                cut.append(part if len(own) == len(part) else part[own])
+            first += len(part)
+        return Joined(tuple(cut))
+
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> Array:
         return np.concatenate([np.asarray(part, dtype) for part in self.parts])[None]
 

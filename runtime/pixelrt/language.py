@@ -26,22 +26,34 @@ class Context:
     Call it with the embeddings of the next tokens; the cache keeps everything before them.
     """
 
-    def __init__(self, engine: Engine, capacity: int) -> None:
-        """capacity: tokens this context can ever hold; an engine with a cache of fixed length holds that many."""
-        self.engine, self.length = engine, 0
+    def __init__(self, engine: Engine, capacity: int, skips: bool = False) -> None:
+        """capacity: tokens this context can ever hold; an engine with a cache of fixed length holds that many.
+
+        skips: tokens that no later token may look at are not read, unless they are asked for; the others keep their
+        positions.
+        """
+        self.engine, self.length, self.skips = engine, 0, skips
         self._in_place = engine.file.cache == "in_place"
         self._caches = [tensor for tensor in engine.file.inputs if tensor.name.startswith(CACHE_IN)]
         fixed = engine.memory.most(self._caches[0].name, 2) if self._in_place and self._caches else None
         if fixed is not None and capacity > fixed:
             raise ValueError(f"this engine's cache holds {fixed} tokens, {capacity} are asked for")
-        self.capacity = fixed or capacity
+        self.capacity, self.grows = fixed or capacity, fixed is None
         self.visible = np.zeros(self.capacity, np.bool_)
+        self.places = np.zeros(self.capacity, np.int64)  # positions, as the model counts them
         self.forwards = 0
-        self._past: dict[str, Value] = {}
+        self._past: dict[str, Value] = {}  # made when the first tokens are read
+
+    @property
+    def position(self) -> int:
+        """Of the next token."""
+        return int(self.places[self.length - 1]) + 1 if self.length else 0
+
+    def _begin(self) -> None:
         for tensor in self._caches:
             _, heads, _, width = tensor.shape
             shape = (1, int(heads), self.capacity if self._in_place else 0, int(width))
-            self._past[tensor.name] = engine.memory.zeros(tensor.name, shape)
+            self._past[tensor.name] = self.engine.memory.zeros(tensor.name, shape)
 
     def __call__(
         self, embeddings: Array | Joined, rows: Sequence[int], visible: npt.NDArray[np.bool_] | None = None
@@ -50,7 +62,14 @@ class Context:
 
         visible: see `read`. Where the engine takes fewer than S at once they are read in pieces.
         """
-        count, wanted = len(embeddings), np.asarray(rows, np.int64)
+        wanted, places = np.asarray(rows, np.int64), self.position + np.arange(len(embeddings))
+        if self.skips and visible is not None and not visible.all():
+            kept = visible.copy()
+            kept[wanted] = True
+            index = np.flatnonzero(kept)
+            embeddings = embeddings.taken(index) if isinstance(embeddings, Joined) else embeddings[index]
+            wanted, places, visible = np.cumsum(kept)[wanted] - 1, places[index], visible[index]
+        count = len(embeddings)
         most = self.engine.memory.most("inputs_embeds", 1) or count
         logits, hidden = [], []
         for start in range(0, count, most):
@@ -60,7 +79,9 @@ class Context:
             # Nothing is asked of a piece that only fills the cache; its last row is, for a graph needs one.
             asked = wanted[here] - start if here.any() or whole else np.array([stop - start - 1], np.int64)
             part = None if visible is None else visible[start:stop]
-            outputs = self.read(_rows(embeddings, start, stop), {"logit_rows": asked}, part)
+            outputs = self.read(
+                _rows(embeddings, start, stop), {"logit_rows": asked}, part, places[start:stop]
+            )
             if here.any() or whole:
                 logits.append(np.asarray(outputs["logits"])[0])
                 hidden.append(np.asarray(outputs["hidden"])[0])
@@ -72,26 +93,29 @@ class Context:
         embeddings: Array | Joined,
         asked: Mapping[str, Array],
         visible: npt.NDArray[np.bool_] | None = None,
+        places: npt.NDArray[np.int64] | None = None,
     ) -> dict[str, Value]:
         """Append embeddings (S, H); gives the graph's outputs for what is asked of these S rows.
 
         asked: the inputs that only this model's graph has. visible (S,): tokens that no later token may look at
-        are False (a token always sees itself).
+        are False (a token always sees itself). places (S,): positions, where they do not simply go on.
         """
         count, start = len(embeddings), self.length
         end = start + count
         if end > self.capacity:
             raise ValueError(f"context of {self.capacity} tokens cannot take {end}")
+        if not self._past:
+            self._begin()
         self.visible[start:end] = True if visible is None else visible
-        position = np.arange(start, end)
+        self.places[start:end] = self.position + np.arange(count) if places is None else places
         # Rounded up, so that an engine sees few different lengths; what is beyond the end is masked.
         step = self.engine.memory.step if self._in_place else 1
         seen = min(-(-end // step) * step, self.capacity)
         mask = np.zeros((count, seen), np.bool_)
-        mask[:, :end] = (np.arange(end)[None] <= position[:, None]) & self.visible[:end]
+        mask[:, :end] = (np.arange(end)[None] <= np.arange(start, end)[:, None]) & self.visible[:end]
         inputs: dict[str, Value | Joined] = {
             "inputs_embeds": embeddings if isinstance(embeddings, Joined) else embeddings[None],
-            "position_ids": position[None],
+            "position_ids": self.places[None, start:end],
             "attn_mask": mask[None, None],
             **asked,
             **self._past,
@@ -110,7 +134,7 @@ class Context:
     def room(self, wanted: int, count: int, rows: int) -> int:
         """How many of `wanted` further tokens the engine reads together with `count` others, all at once, when each
         of them gets logits, beside `rows` of the others."""
-        past = {} if self._in_place else {(name, 2): self.length for name in self._past}
+        past = {} if self._in_place else {(tensor.name, 2): self.length for tensor in self._caches}
 
         def taken(more: int) -> bool:
             sizes = {("inputs_embeds", 1): count + more, ("logit_rows", 0): rows + more, **past}
@@ -123,7 +147,7 @@ class Context:
         TensorRT wants the ends of a profile to add up, so one for long prompts begins with an empty cache."""
         if self._in_place:
             return True
-        caches = {(name, 2): after for name in self._past}
+        caches = {(tensor.name, 2): after for tensor in self._caches}
         return self.engine.memory.takes({("inputs_embeds", 1): count, **caches})
 
     @property
@@ -136,8 +160,10 @@ class Context:
         if not 0 <= length <= self.length:
             raise ValueError(f"context of {self.length} tokens cannot go back to {length}")
         more = max(0, (capacity or 0) - self.capacity)
+        if more and not self.grows:
+            raise ValueError(f"this engine's cache holds {self.capacity} tokens, {capacity} are asked for")
         self.length, self.capacity = length, self.capacity + more
-        self.visible = np.pad(self.visible, (0, more))
+        self.visible, self.places = np.pad(self.visible, (0, more)), np.pad(self.places, (0, more))
         for name, cache in self._past.items():
             if not self._in_place:
                 self._past[name] = cache[:, :, :length]

@@ -118,19 +118,21 @@ class Noted:
 def noted(segmenter: Segmenter) -> tuple[Segmenter, Notes]:
     """A twin of a loaded segmenter that shares its graphs and takes notes; the segmenter itself is left alone.
 
-    It drafts nothing: what is written and compared has one row of logits a token, in the order of the tokens.
+    It takes no shortcut: what is written and compared has all of the prompt, and one row of logits a token.
     """
-    twin, notes = undrafted(segmenter), Notes()
+    twin, notes = plain(segmenter), Notes()
     for graph in GRAPHS:
         setattr(twin, f"_{graph}", Noted(graph, getattr(segmenter, f"_{graph}"), notes))
     return twin, notes
 
 
-def undrafted(segmenter: Segmenter) -> Segmenter:
-    """A twin that reads no token before the model has chosen it; the segmenter itself is left alone."""
+def plain(segmenter: Segmenter) -> Segmenter:
+    """A twin that reads each prompt whole, and no token before the model has chosen it; the segmenter itself is left
+    alone."""
     twin = copy.copy(segmenter)
-    if hasattr(twin, "drafts"):
-        twin.drafts = None
+    for shortcut in ("drafts", "prefixes"):
+        if hasattr(twin, shortcut):
+            setattr(twin, shortcut, None)
     return twin
 
 

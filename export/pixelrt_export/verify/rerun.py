@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from pixelrt.bundle import Bundle, GraphFile
 from pixelrt.engine import Array, HostMemory
-from pixelrt.recording import Call, Recording, undrafted
+from pixelrt.recording import Call, Recording, plain
 from pixelrt.segmenter import open_bundle
 
 from pixelrt_export.verify.comparison import (
@@ -168,7 +168,7 @@ def _between(bundle: Bundle, recording: Recording, found: Findings) -> None:
                 opened[graph] = Told(graph, file, recording.calls.get(graph, ()), found)
             return opened[graph]
 
-    segmenter = undrafted(open_bundle(bundle, Backend()))  # as it was recorded
+    segmenter = plain(open_bundle(bundle, Backend()))  # as it was recorded
     query, options = recording.query, recording.about["options"]
     here = segmenter.check(query, recording.picture, **options)
     first_other(found, "here", recording.about["prompt_ids"], here)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -27,6 +28,7 @@ from pixelrt.image import ImageSpec, open_image, prepare
 from pixelrt.language import Context, positions
 from pixelrt.manifest import MANIFEST, check
 from pixelrt.masks import Answer, Decoding, Mask, label_spans
+from pixelrt.prefix import Prefixes, tokens_of
 from pixelrt.prompt import Prompt, PromptBuilder, read_tokenizer
 from pixelrt.queries import Query, refuse
 from pixelrt.segmenter import Frame, frame_of, stage
@@ -50,8 +52,8 @@ def open_family(bundle: Bundle, backend: Backend) -> PixelLM:
 class PixelLM:
     """A loaded PixelLM bundle; see `pixelrt.segmenter.Segmenter`.
 
-    drafts: what answers are guessed from, to read several tokens at once; None reads one by one. No answer depends
-    on it.
+    drafts: what answers are guessed from, to read several tokens at once; None reads one by one. prefixes: what was
+    read of a frame stays there for its next question; None reads it again. No answer depends on either.
     """
 
     def __init__(self, bundle: Bundle, backend: Backend) -> None:
@@ -76,6 +78,7 @@ class PixelLM:
             # Room for the image, and to complete a run that begins at the very end.
             self.max_positions - tokens["image_tokens"] - self.codebook.run + 1,
         )
+        self.prefixes: Prefixes | None = Prefixes(self._language)
         self.drafts: Drafts | None = pixellm_drafts.new(
             self.prompt, self.codebook, self.eos, manifest.get("drafts", ())
         )
@@ -134,18 +137,18 @@ class PixelLM:
         length = image_end + len(ids.tail)
         spare = self.codebook.run - 1
         budget = min(max_new_tokens, self.max_positions - length - spare)
-        context = Context(self._language, length + budget + spare)
         embeddings = Joined((self.table(ids.head), frame.tokens, self.table(ids.tail)))
         visible = np.ones(length, np.bool_)
         visible[len(ids.head) : image_end] = frame.token_valid
-        with stage(timing, "language"):
+        with stage(timing, "language"), self._context(frame, ids, length + budget + spare) as context:
+            read = context.position
             draft = self.drafts.of(ids.tail) if self.drafts else None
             generation = generate(
                 context,
                 self.table,
-                embeddings,
-                visible,
-                prompt_rows(ids.tail, image_end, self.codebook),
+                embeddings.rows(read, length),
+                visible[read:],
+                prompt_rows(ids.tail, image_end - read, self.codebook),
                 self.codebook,
                 eos=self.eos,
                 max_new_tokens=budget,
@@ -182,6 +185,20 @@ class PixelLM:
             masks, scores, boxes = (_stacked(each) for each in zip(*found, strict=True))
             low_res = _stacked([np.asarray(part) for part in drawn])
         return [Mask(masks[i], float(scores[i]), "", None, _box(boxes[i]), low_res[i]) for i in range(count)]
+
+    @contextmanager
+    def _context(self, frame: Frame, ids: Prompt, capacity: int) -> Iterator[Context]:
+        """What the language model has read of this prompt already, and nothing behind it."""
+        if self.prefixes is None:
+            yield Context(self._language, capacity)
+            return
+        with self.prefixes.context(frame, ids.head, capacity) as context:
+            if ids.tail[0] in self.codebook.ids:  # predicted by the picture's last token
+                context.rewind(min(context.length, len(ids.head)))
+            end = len(ids.head) + tokens_of(frame, context) + len(ids.tail)
+            if not context.can_append(end - context.length, context.length):
+                context.rewind(0)
+            yield context
 
     def render(self, token_ids: list[int]) -> tuple[str, dict[int, tuple[int, int]]]:
         """Readable text with `[SEG]` where a full run stands; index of each run's first token -> its span."""

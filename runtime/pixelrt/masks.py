@@ -76,10 +76,10 @@ class Answer:
     masks: Sequence[Mask]
     timing: dict[str, float]  # stage -> ms, of this question alone; the picture's are in Frame.timing
     finished: bool = True  # False where the limit cut the answer off
-    decoding: Decoding | None = None  # of a family that writes words
     # (N, run, H) hidden states that the masks were drawn from, where a family has them: `pixelrt.tracking` draws
     # them in the next frames.
     targets: NDArray[np.floating[Any]] | None = None
+    decoding: Decoding | None = None  # of a family that writes words
 
     def to_json(self) -> dict[str, Any]:
         """The answer in plain types; masks as RLE."""

@@ -7,18 +7,21 @@ import re
 import runpy
 import shutil
 from pathlib import Path
+from typing import Any
 
 import ml_dtypes
 import numpy as np
 import pixelrt
 import pytest
 from click.testing import CliRunner
+from PIL import Image
 from pixelrt.bundle import Bundle
 from pixelrt.cli import main
 from pixelrt.errors import InputError
 from pixelrt_export import families
 from pixelrt_export.export import export_bundle
 from pixelrt_export.licence import UNSTATED, licence_of
+from pixelrt_export.quantize.plan import Settings
 from pixelrt_export.sink import table_dtype
 from pixelrt_export.weight_file import WeightFile, narrowed
 from safetensors.numpy import load_file, save_file
@@ -350,3 +353,23 @@ def test_engines_stay_where_the_new_bundle_cannot_be_put_in_place(
     monkeypatch.undo()
     assert (engines / "encoder.engine").is_file()
     assert Bundle.read(bundle).manifest["precision"]["language"] == "fp32"
+
+
+def test_answers_of_the_calibration_folder_are_drafted_from(
+    golden_checkpoint_a: Path, golden_bundle_a: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(folder / "a.png")
+    rows = [
+        {"image": "a.png", "prompt": "Find the mug.", "answer": "Here: mug [SEG]!"},
+        {"image": "a.png", "prompt": "?"},
+    ]
+    (folder / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    bundle = export_bundle(golden_checkpoint_a, tmp_path / "b", settings=Settings(calib=folder))
+    manifest = Bundle.read(bundle).manifest
+    assert manifest["drafts"] == [{"prompt": "Find the mug.", "answer": "Here: mug [SEG]!"}]
+    assert "drafts" not in Bundle.read(golden_bundle_a).manifest
+    segmenter: Any = pixelrt.load(bundle)
+    draft = segmenter.drafts.of(segmenter.prompt("Find the mug.").tail)
+    assert segmenter.render(draft([]))[0] == "Here: mug [SEG]!"

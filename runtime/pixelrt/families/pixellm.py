@@ -161,7 +161,7 @@ class PixelLM:
         masks = self._masks(frame, generation, text, spans, timing)
         decoding = Decoding(generation.forwards, generation.drafted, generation.drafted - generation.refused)
         targets = generation.targets(self.codebook)
-        return Answer(text, generation.token_ids, masks, timing, generation.finished, decoding, targets)
+        return Answer(text, generation.token_ids, masks, timing, generation.finished, targets, decoding)
 
     def draw(self, frame: Frame, targets: Array, timing: dict[str, float]) -> list[Mask]:
         """Masks of an answer's `targets` (N, run, H) in any frame, without label and span; the language model rests.

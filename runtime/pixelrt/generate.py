@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -102,8 +102,8 @@ def generate(
     max_new_tokens: int,
     seg_runs: str,
     drafter: Callable[[Sequence[int]], list[int]] = no_drafts,
-) -> Generation:
-    """Read the prompt and decode greedily until eos or max_new_tokens.
+) -> Iterator[Generation]:
+    """Read the prompt and decode greedily until eos or max_new_tokens; gives the same Generation after each token.
 
     prefill (L, H), visible (L,): the prompt's embeddings and key mask, or what of them the context has not read
     yet. seg_rows: see prompt_rows.
@@ -136,7 +136,8 @@ def generate(
             if complete and own:
                 token, *begun = codebook.ids
         result.token_ids.append(token)
-        result.finished = token == eos
+        result.finished, result.forwards = token == eos, context.forwards - before
+        yield result
         left = max(max_new_tokens - len(result.token_ids), len(begun))
         if not result.finished and left and ahead[:1] == [token]:
             ahead, at = ahead[1:], at + 1
@@ -144,8 +145,7 @@ def generate(
         result.refused += len(ahead) - (ahead[:1] == [token])
         context.rewind(context.length - len(ahead))
         if result.finished or not left:
-            result.forwards = context.forwards - before
-            return result
+            return
         # The last token of an answer is not read: nothing follows it.
         drafted = drafter([*result.token_ids, *begun])[: max(0, left - 1 - len(begun))]
         drafted = drafted[: context.room(len(drafted), 1 + len(begun), 1 + len(begun))]

@@ -102,6 +102,16 @@ class Segmenter(Protocol):
         """
         ...
 
+    def stream(
+        self, frame: Any, prompt: str | Query, max_new_tokens: int = 512, seg_runs: str = "complete"
+    ) -> Iterator[str | Mask | Result]:
+        """The same answer as it comes: pieces of its text, each mask as soon as it exists, last the whole result.
+
+        The pieces' concatenation is the result's `text`, the masks are its `masks`. A family that draws all masks at
+        once gives them together. Bad input raises InputError here, not at the first piece.
+        """
+        ...
+
 
 @runtime_checkable
 class Tracker(Protocol):
@@ -183,7 +193,7 @@ def frame_of(segmenter: Segmenter, image: Any) -> Frame:
 
 @contextmanager
 def stage(timing: dict[str, float], name: str) -> Iterator[None]:
-    """Wall time of a stage in ms."""
+    """Wall time of a stage in ms, beside what it took before."""
     start = time.perf_counter()
     yield
-    timing[name] = (time.perf_counter() - start) * 1e3
+    timing[name] = timing.get(name, 0.0) + (time.perf_counter() - start) * 1e3

@@ -31,10 +31,12 @@ Ask = Callable[[Segmenter], list[Any]]
 
 
 def pixellm_answers(seg: Segmenter, samples: list[tuple[Path, str]]) -> list[Any]:
-    """Three pictures with a question each, and a second question about the last."""
+    """Three pictures with a question each, a second question about the last, and an answer as it comes."""
     answers = [seg.segment(seg.encode(image), question) for image, question in samples[:3]]
     frame = seg.encode(samples[2][0])
-    return [*answers, seg.segment(frame, samples[0][1]), seg.segment(frame, samples[2][1])]
+    answers += [seg.segment(frame, samples[0][1]), seg.segment(frame, samples[2][1])]
+    *_, streamed = seg.stream(seg.encode(samples[0][0]), samples[0][1])
+    return [*answers, streamed]
 
 
 def psalm_answers(seg: Any, samples: list[tuple[Path, str]], names: list[str]) -> list[Any]:

@@ -67,7 +67,7 @@ def answer(
     rows = prompt_rows(prompt[1:], 1, CODEBOOK)
     visible = np.ones(len(prompt), bool)
     context = Context(engine, len(prompt) + limit + 5)
-    return generate(
+    *_, last = generate(
         context,
         table,
         table(prompt),
@@ -79,6 +79,7 @@ def answer(
         seg_runs=seg_runs,
         drafter=drafter,
     )
+    return last
 
 
 def predicted_by(generation: Generation) -> list[int]:

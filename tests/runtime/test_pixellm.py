@@ -37,7 +37,7 @@ def say(seg: pixelrt.Segmenter, frame: pixelrt.Frame, monkeypatch: pytest.Monkey
         count = sum(token in SEG for token in ids) + 6 * prompt_targets
         hidden = list(np.random.default_rng(1).standard_normal((count, 128)).astype(np.float32))
         scripted = Generation(ids + [2] * end, hidden, end)
-        monkeypatch.setattr(pixellm, "generate", lambda *a, **k: scripted)
+        monkeypatch.setattr(pixellm, "generate", lambda *a, **k: iter([scripted]))
         return seg.segment(frame, "What?")
 
     return answer

@@ -150,9 +150,9 @@ def printable(text: str) -> str:
     return re.sub("[\ud800-\udfff]", "\ufffd", text)
 
 
-def say(text: str = "", err: bool = False) -> None:
-    """Print a line, whatever file names are in it."""
-    click.echo(printable(text), err=err)
+def say(text: str = "", err: bool = False, end: bool = True) -> None:
+    """Print a line, whatever file names are in it; or with `end` false a part of one."""
+    click.echo(printable(text), err=err, nl=end)
 
 
 def _object(place: str) -> click.Command:

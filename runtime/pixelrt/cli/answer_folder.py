@@ -4,6 +4,9 @@ Of the files with these names, ours are those that an answer.json of ours names;
 refused. A new answer is first written in a temporary folder inside it. Then the files of the earlier one go, its
 answer.json first, and the new ones take their places, answer.json last: where there is one, the files it names
 are whole and its own. A failure on the way is undone.
+
+An answer that is streamed is there from its first mask on: an answer.json with `finished` false and no overlay names
+the masks so far.
 """
 
 from __future__ import annotations
@@ -24,6 +27,7 @@ from PIL import Image
 
 from pixelrt.cli import printable
 from pixelrt.errors import InputError
+from pixelrt.masks import Mask
 from pixelrt.overlay import draw
 from pixelrt.segmenter import Result
 
@@ -65,10 +69,11 @@ def write_answer(
     prompt: str,
     about: dict[str, Any],
     stages: Mapping[str, float],
+    there: int = 0,
 ) -> dict[str, Any]:
     """Write the files; gives what answer.json holds: `about`, then the answer, each mask with its file.
 
-    stages: name -> ms, the picture's and the question's.
+    stages: name -> ms, the picture's and the question's. there: masks whose files are there already.
     """
     document = {**about, **answer.to_json()}
     document["timing_ms"] = {name: round(spent, 3) for name, spent in stages.items()}
@@ -78,27 +83,66 @@ def write_answer(
     if files:
         document["files"] = list(files)
     for number, entry in enumerate(document["masks"], start=1):
-        entry["file"] = f"mask_{number}.png"
-    beside = Path(tempfile.mkdtemp(prefix=".pixelrt-", dir=folder))
-    try:
+        entry["file"] = mask_file(number)
+    with _replacing(folder, keep=there) as beside:
         for name, data in files.items():
             (beside / name).write_bytes(data)
         draw(image, answer.masks, prompt, answer.text).save(beside / OVERLAY, compress_level=3)
-        for entry, mask in zip(document["masks"], answer.masks, strict=True):
-            Image.fromarray(mask.mask.astype(np.uint8) * 255).save(beside / entry["file"])
-        text = printable(json.dumps(document, ensure_ascii=False, indent=2))
-        (beside / ANSWER).write_text(text + "\n", encoding="utf-8")
-        _take_places(beside, folder)
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)
+        for number in range(there + 1, len(answer.masks) + 1):
+            _save(answer.masks[number - 1], beside / mask_file(number))
+        _write(document, beside)
     return document
 
 
-def _take_places(beside: Path, folder: Path) -> None:
+class GrowingAnswer:
+    """The files of an answer whose masks come one by one; `write_answer` then adds the rest (there=len(masks))."""
+
+    def __init__(self, folder: Path, image: NDArray[np.uint8], about: dict[str, Any]) -> None:
+        size = [int(image.shape[0]), int(image.shape[1])]
+        self.folder, self.masks = folder, list[dict[str, Any]]()
+        self._head = {**about, "image_size": size, "finished": False}
+
+    def add(self, mask: Mask, text: str) -> dict[str, Any]:
+        """Write the next mask's file; gives its entry in answer.json. text: what was said so far."""
+        number = len(self.masks) + 1
+        entry = {**mask.to_json(), "file": mask_file(number)}
+        with _replacing(self.folder, keep=len(self.masks)) as beside:
+            _save(mask, beside / mask_file(number))
+            _write({**self._head, "text": text, "masks": [*self.masks, entry]}, beside)
+        self.masks.append(entry)
+        return entry
+
+
+def mask_file(number: int) -> str:
+    """number: from 1."""
+    return f"mask_{number}.png"
+
+
+def _save(mask: Mask, file: Path) -> None:
+    Image.fromarray(mask.mask.astype(np.uint8) * 255).save(file)
+
+
+def _write(document: dict[str, Any], folder: Path) -> None:
+    text = printable(json.dumps(document, ensure_ascii=False, indent=2))
+    (folder / ANSWER).write_text(text + "\n", encoding="utf-8")
+
+
+@contextmanager
+def _replacing(folder: Path, keep: int) -> Iterator[Path]:
+    """A folder for new files, which take the places of the earlier answer's; its first `keep` masks stay."""
+    beside = Path(tempfile.mkdtemp(prefix=".pixelrt-", dir=folder))
+    try:
+        yield beside
+        _take_places(beside, folder, {mask_file(number) for number in range(1, keep + 1)})
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+
+
+def _take_places(beside: Path, folder: Path, keep: set[str]) -> None:
     new = sorted(os.listdir(beside), reverse=True)  # answer.json last
     aside = beside / "earlier"
     aside.mkdir()
-    moves = [(folder / name, aside / name) for name in _earlier(folder)]
+    moves = [(folder / name, aside / name) for name in _earlier(folder) if name not in keep]
     moves += [(beside / name, folder / name) for name in new]
     done: list[tuple[Path, Path]] = []
     try:
@@ -130,8 +174,9 @@ def _named_by(file: Path) -> list[str]:
     """What an answer.json of ours names, itself included; nothing where it is not ours."""
     try:
         document = json.loads(file.read_text(encoding="utf-8"))
-        names = [str(document["overlay"]), *(str(mask["file"]) for mask in document["masks"])]
+        names = [str(mask["file"]) for mask in document["masks"]]
         names += [str(name) for name in document.get("files", [])]
+        names += [str(document["overlay"])] if "overlay" in document else []
         ours = isinstance(document["bundle"]["sha256"], str)
     except (OSError, ValueError, LookupError, TypeError, RecursionError):
         return []

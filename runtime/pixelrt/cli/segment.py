@@ -16,6 +16,7 @@ from pixelrt.cli.query_options import QueryOptions, query_of, query_options
 from pixelrt.queries import query_in_words
 
 if TYPE_CHECKING:
+    from pixelrt.masks import Mask
     from pixelrt.segmenter import Result
 
 OUT = "pixelrt-out"
@@ -60,7 +61,17 @@ OUT = "pixelrt-out"
     show_default=True,
     help="What runs the graphs: auto, tensorrt, tensorrt-rtx, onnxruntime-cuda or onnxruntime.",
 )
-@click.option("--json", "as_json", is_flag=True, help="Print answer.json instead of the summary.")
+@click.option(
+    "--stream",
+    is_flag=True,
+    help="Print words as they come, and write and print each mask as soon as it is there.",
+)
+@click.option(
+    "--json",
+    "as_json",
+    is_flag=True,
+    help="Print answer.json instead of the summary; with --stream a line of JSON for each piece, it last.",
+)
 @debug_option
 def segment(
     bundle: Path,
@@ -71,6 +82,7 @@ def segment(
     seg_runs: str,
     record: Path | None,
     backend: str,
+    stream: bool,
     as_json: bool,
     **asked: Any,
 ) -> None:
@@ -81,7 +93,9 @@ def segment(
     semantic.png.
     """  # fmt: skip
     import pixelrt
-    from pixelrt.cli.answer_folder import made_folder, write_answer
+    from pixelrt.cli.answer_folder import GrowingAnswer, made_folder, write_answer
+    from pixelrt.cli.streamed import told
+    from pixelrt.errors import InputError
     from pixelrt.masks import Answer
     from pixelrt.recording import recorded
     from pixelrt.recording_file import check_target
@@ -89,40 +103,54 @@ def segment(
     query = query_of(prompt, QueryOptions(**asked))
     words = query_in_words(query)
     if record is not None:
+        if stream:
+            raise InputError("--stream and --record do not go together. Record the answer without --stream.")
         check_target(record)
     with made_folder(out):
-        clock = time.perf_counter()
+        start = time.perf_counter()
         with checking(bundle) as progress:
             segmenter = pixelrt.load(bundle, backend=backend, progress=progress)
-        load_ms = 1e3 * (time.perf_counter() - clock)
-        if record is None:
-            segmenter.check(query, image, max_new_tokens, seg_runs)
-            frame = segmenter.encode(image)
-            answer = segmenter.segment(frame, query, max_new_tokens=max_new_tokens, seg_runs=seg_runs)
-        else:
-            frame, answer = recorded(segmenter, image, query, record, max_new_tokens, seg_runs)
-        clock = time.perf_counter()
-        stages = {**frame.timing, **answer.timing}
+        load_ms = 1e3 * (time.perf_counter() - start)
         about = {
             "image": str(image),
             "prompt": words,
             "bundle": {"path": str(segmenter.bundle.path), "sha256": segmenter.bundle.sha256},
             "backend": segmenter.backend,
         }
-        document = write_answer(out, answer, frame.image, words, about, stages)
+        there = 0
+        if record is not None:
+            frame, answer = recorded(segmenter, image, query, record, max_new_tokens, seg_runs)
+        else:
+            segmenter.check(query, image, max_new_tokens, seg_runs)
+            frame = segmenter.encode(image)
+            if stream:
+                growing = GrowingAnswer(out, frame.image, about)
+                answer = told(segmenter.stream(frame, query, max_new_tokens, seg_runs), growing, as_json)
+                there = len(growing.masks)
+            else:
+                answer = segmenter.segment(frame, query, max_new_tokens=max_new_tokens, seg_runs=seg_runs)
+        clock = time.perf_counter()
+        stages = {**frame.timing, **answer.timing}
+        document = write_answer(out, answer, frame.image, words, about, stages, there)
         write_ms = 1e3 * (time.perf_counter() - clock)
+    passed = 1e3 * (time.perf_counter() - start)
     if as_json:
-        say(json.dumps(document, ensure_ascii=False, indent=2))
+        line = json.dumps({"answer": document}, ensure_ascii=False)
+        say(line if stream else json.dumps(document, ensure_ascii=False, indent=2))
         return
-    if isinstance(answer, Answer) and answer.text:
+    said = isinstance(answer, Answer) and answer.text
+    if said and not stream:
         say(answer.text)
-        if not answer.finished:
-            say(_cut_off(len(answer.token_ids), max_new_tokens))
+    if isinstance(answer, Answer) and said and not answer.finished:
+        say(_cut_off(len(answer.token_ids), max_new_tokens))
+    if said and not stream:
         say()
-    for line in _mask_lines(answer, out):
+    for line in _mask_lines(answer, out)[there:]:
         say(line)
     say(f"\nbackend: {segmenter.backend}")
-    for line in _timing_lines({"load": load_ms, **stages, "write files": write_ms}):
+    for line in _timing_lines(
+        {"load": load_ms, **stages, "write files": write_ms}, passed if stream else None
+    ):
         say(line)
     say(f"\noverlay: {out / 'overlay.png'}")
     if record is not None:
@@ -152,17 +180,22 @@ def _mask_lines(answer: Result, out: Path) -> list[str]:
     if not answer.masks:
         return ["no masks in this answer"]
     width = min(40, max(len(mask.label) for mask in answer.masks))
-    lines = []
-    for number, mask in enumerate(answer.masks, start=1):
-        what = "empty" if mask.box is None else f"box {','.join(map(str, mask.box))}  {mask.area:,} px"
-        file = out / f"mask_{number}.png"
-        lines.append(f"mask {number}  {mask.label:<{width}}  score {mask.score:.2f}  {what}  {file}")
-    return lines
+    return [
+        mask_line(number, mask, out / f"mask_{number}.png", width)
+        for number, mask in enumerate(answer.masks, start=1)
+    ]
 
 
-def _timing_lines(stages: dict[str, float]) -> list[str]:
-    """A table in milliseconds with the sum of the stages."""
+def mask_line(number: int, mask: Mask, file: Path, width: int = 0) -> str:
+    """width: of the labels, where lines stand below each other."""
+    what = "empty" if mask.box is None else f"box {','.join(map(str, mask.box))}  {mask.area:,} px"
+    return f"mask {number}  {mask.label:<{width}}  score {mask.score:.2f}  {what}  {file}"
+
+
+def _timing_lines(stages: dict[str, float], passed: float | None) -> list[str]:
+    """A table in milliseconds. passed: the time it took, where stages overlap; else it is their sum."""
     rows = {name.replace("_", " "): spent for name, spent in stages.items() if name != "total"}
-    rows["total"] = sum(rows.values())
+    total = "total" if passed is None else "total (stages overlap)"
+    rows[total] = sum(rows.values()) if passed is None else passed
     width = max(map(len, rows))
     return [f"{name:<{width}}  {spent:>9,.1f} ms" for name, spent in rows.items()]

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from pixelrt.bundle import Bundle
 from pixelrt.drafts import Drafts
@@ -32,6 +33,7 @@ from pixelrt.prefix import Prefixes, tokens_of
 from pixelrt.prompt import Prompt, PromptBuilder, read_tokenizer
 from pixelrt.queries import Query, refuse
 from pixelrt.segmenter import Frame, frame_of, stage
+from pixelrt.streaming import streamed
 from pixelrt.tokens import TokenTable
 from pixelrt.upsample import upsample_mask
 
@@ -133,32 +135,87 @@ class PixelLM:
         ids = self._asked(prompt, max_new_tokens, seg_runs)
         frame = frame_of(self, frame)
         timing: dict[str, float] = {}
-        image_end = len(ids.head) + len(frame.tokens)
-        length = image_end + len(ids.tail)
-        spare = self.codebook.run - 1
+        with stage(timing, "language"):
+            *_, generation = self._generated(frame, ids, max_new_tokens, seg_runs)
+        return self.answer(frame, generation, timing)
+
+    def stream(
+        self,
+        frame: Frame | Any,
+        prompt: str | Query,
+        max_new_tokens: int = 512,
+        seg_runs: str = "complete",
+    ) -> Iterator[str | Mask | Answer]:
+        """`segment`'s answer as it comes; see `pixelrt.segmenter.Segmenter` and `pixelrt.streaming`."""
+        ids = self._asked(prompt, max_new_tokens, seg_runs)
+        frame = frame_of(self, frame)
+        steps = self._generated(frame, ids, max_new_tokens, seg_runs)
+        return streamed(self, frame, steps, seg_runs == "complete")
+
+    def _generated(
+        self, frame: Frame, ids: Prompt, max_new_tokens: int, seg_runs: str
+    ) -> Generator[Generation, None, None]:
+        """The answer growing by one token at a time; see `generate`."""
+        embeddings, visible = self.embedded(frame, ids)
+        length, spare = len(visible), self.codebook.run - 1
         budget = min(max_new_tokens, self.max_positions - length - spare)
-        embeddings = Joined((self.table(ids.head), frame.tokens, self.table(ids.tail)))
-        visible = np.ones(length, np.bool_)
-        visible[len(ids.head) : image_end] = frame.token_valid
-        with stage(timing, "language"), self._context(frame, ids, length + budget + spare) as context:
+        with self._context(frame, ids, length + budget + spare) as context:
             read = context.position
-            draft = self.drafts.of(ids.tail) if self.drafts else None
-            generation = generate(
+            yield from self.generated(
                 context,
-                self.table,
                 embeddings.rows(read, length),
                 visible[read:],
-                prompt_rows(ids.tail, image_end - read, self.codebook),
-                self.codebook,
-                eos=self.eos,
+                ids.tail,
                 max_new_tokens=budget,
                 seg_runs=seg_runs,
-                drafter=draft or no_drafts,
             )
-            if self.drafts and draft and generation.finished:
-                self.drafts.learn(draft, generation.token_ids)
+
+    def embedded(self, frame: Frame, ids: Prompt) -> tuple[Joined, NDArray[np.bool_]]:
+        """What the language model reads of a prompt, (L, H), and which of it later tokens may look at, (L,)."""
+        embeddings = Joined((self.table(ids.head), frame.tokens, self.table(ids.tail)))
+        visible = np.ones(len(embeddings), np.bool_)
+        visible[len(ids.head) : len(ids.head) + len(frame.tokens)] = frame.token_valid
+        return embeddings, visible
+
+    def generated(
+        self,
+        context: Context,
+        prefill: Joined,
+        visible: NDArray[np.bool_],
+        question: Sequence[int],
+        *,
+        max_new_tokens: int,
+        seg_runs: str,
+    ) -> Generator[Generation, None, None]:
+        """See `generate`. question: the ids that `prefill` ends with; its targets are drawn too."""
+        draft = self.drafts.of(question) if self.drafts else None
+        for generation in generate(
+            context,
+            self.table,
+            prefill,
+            visible,
+            prompt_rows(question, len(prefill) - len(question), self.codebook),
+            self.codebook,
+            eos=self.eos,
+            max_new_tokens=max_new_tokens,
+            seg_runs=seg_runs,
+            drafter=draft or no_drafts,
+        ):
+            yield generation
+        if self.drafts and draft and generation.finished:
+            self.drafts.learn(draft, generation.token_ids)
+
+    def answer(
+        self,
+        frame: Frame,
+        generation: Generation,
+        timing: dict[str, float],
+        masks: Sequence[Mask] | None = None,
+    ) -> Answer:
+        """Of a generation that is over. masks: where they are drawn already."""
         text, spans = self.render(generation.token_ids)
-        masks = self._masks(frame, generation, text, spans, timing)
+        if masks is None:
+            masks = self.masks(frame, generation, text, spans, timing)
         decoding = Decoding(generation.forwards, generation.drafted, generation.drafted - generation.refused)
         targets = generation.targets(self.codebook)
         return Answer(text, generation.token_ids, masks, timing, generation.finished, targets, decoding)
@@ -222,7 +279,7 @@ class PixelLM:
             i += step
         return text, spans
 
-    def _masks(
+    def masks(
         self,
         frame: Frame,
         generation: Generation,
@@ -230,18 +287,24 @@ class PixelLM:
         spans: dict[int, tuple[int, int]],
         timing: dict[str, float],
     ) -> list[Mask]:
+        """All masks of a generation that is over."""
         targets = generation.targets(self.codebook)
         if targets is None:
             return []
-        drawn = self.draw(frame, targets, timing)
+        drawn, places = self.draw(frame, targets, timing), self.places(generation, text, spans)
+        return [
+            replace(mask, label=label, span=span) for mask, (label, span) in zip(drawn, places, strict=True)
+        ]
+
+    def places(
+        self, generation: Generation, text: str, spans: dict[int, tuple[int, int]]
+    ) -> list[tuple[str, tuple[int, int] | None]]:
+        """Label of each target and where its marker is in the text; those that follow change neither."""
         labels = label_spans(text, list(spans.values()))
         placed = {start: (label, spans[start]) for start, label in zip(spans, labels, strict=True)}
         # Targets named in the prompt, or in pieces, have no place in the answer.
         starts = generation.run_starts(self.codebook)
-        places = [("", None) if start is None else placed.get(start, ("", None)) for start in starts]
-        return [
-            replace(mask, label=label, span=span) for mask, (label, span) in zip(drawn, places, strict=True)
-        ]
+        return [("", None) if start is None else placed.get(start, ("", None)) for start in starts]
 
 
 def _check_tokens(bundle: Bundle, codebook: Codebook, scales: int) -> None:

@@ -130,6 +130,23 @@ class Psalm:
         vectors = self.region_vectors(self._frame(query.first), query.regions)
         return self._track(frame, vectors, _labels(query.regions))
 
+    def stream(
+        self,
+        frame: Frame | Any,
+        prompt: Query | str,
+        max_new_tokens: int = 512,
+        seg_runs: str = "complete",
+    ) -> Iterator[Mask | Result]:
+        """The masks, then the result. One pass draws them all, so they come together."""
+        query = _query(prompt)
+        self.check(query, frame)
+        return self._streamed(self._frame(frame), query)
+
+    def _streamed(self, frame: Frame, query: Query) -> Iterator[Mask | Result]:
+        result = self.segment(frame, query)
+        yield from result.masks
+        yield result
+
     def track(self, frames: Iterable[Any], regions: Regions, memory: bool = True) -> Iterator[Tracked]:
         """Follow the objects marked by `regions` on the first of `frames`; one result a frame.
 

@@ -10,6 +10,7 @@ import tokenizers
 from pixelrt.errors import InputError
 
 IMAGE, QUESTION = "<image>", "{question}"
+NO_IMAGE = f"The prompt names {IMAGE}, which stands for the picture and is put in by itself. Leave it out."
 LONGEST_TOKEN = 64  # characters; bounds the work spent on a hopeless text
 
 
@@ -52,29 +53,48 @@ class PromptBuilder:
         A text that holds `image_mark` is taken as a complete prompt: earlier turns, or the beginning of the
         answer, can be given that way. Raises InputError for an empty, over-long or misleading question.
         """
+        self._check(question)
+        whole = self.image_mark in question
+        text = question if whole else self.template.replace(QUESTION, question)
+        if text.count(IMAGE) != 1:
+            raise InputError(NO_IMAGE)
+        head, tail = (self._encode(part) for part in text.split(IMAGE))
+        self._check_ids([self.bos, *head, *tail])
+        return Prompt([self.bos, *head], tail)
+
+    def turn(self, question: str) -> list[int]:
+        """Ids of a further question, to stand behind the end-of-text token of an answer.
+
+        The original writes `SYSTEM USER: question ASSISTANT: answer</s>USER: question ASSISTANT:` with the picture
+        before the first question (model/llava/conversation.py, SeparatorStyle.TWO with sep " " and sep2 "</s>"); its
+        tokenizer encodes what stands between two special tokens on its own. Raises InputError as for a first question.
+        """
+        self._check(question)
+        if IMAGE in question:
+            raise InputError(NO_IMAGE)
+        before, after = self.template.split(self.image_mark)
+        role = before.split()[-1]
+        ids = self._encode(f"{role} {after.lstrip().replace(QUESTION, question)}")
+        self._check_ids(ids)
+        return ids
+
+    def _check(self, question: str) -> None:
         if not isinstance(question, str) or not question.strip():
             raise InputError("The prompt is empty. Say what to segment, for example: Segment the red circle.")
         if len(question) > self.max_tokens * LONGEST_TOKEN:
             raise InputError(
                 f"The prompt has {len(question)} characters; this model takes {self.max_tokens} tokens. Shorten it."
             )
-        whole = self.image_mark in question
-        text = question if whole else self.template.replace(QUESTION, question)
-        if text.count(IMAGE) != 1:
+
+    def _check_ids(self, ids: list[int]) -> None:
+        if len(ids) >= self.max_tokens:
             raise InputError(
-                f"The prompt names {IMAGE}, which stands for the picture and is put in by itself. Leave it out."
-            )
-        head, tail = (self._encode(part) for part in text.split(IMAGE))
-        count = 1 + len(head) + len(tail)
-        if count >= self.max_tokens:
-            raise InputError(
-                f"The prompt is {count} tokens long; this model takes fewer than {self.max_tokens} beside the "
+                f"The prompt is {len(ids)} tokens long; this model takes fewer than {self.max_tokens} beside the "
                 "image. Shorten it."
             )
-        if self.pad in head or self.pad in tail:  # the original reads it as the end of the prompt
+        if self.pad in ids:  # the original reads it as the end of the prompt
             name = self.tokenizer.id_to_token(self.pad)
             raise InputError(f"The prompt holds {name}, which the model takes for its end. Leave it out.")
-        return Prompt([self.bos, *head], tail)
 
     def _encode(self, text: str) -> list[int]:
         try:

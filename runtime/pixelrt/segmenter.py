@@ -24,6 +24,7 @@ from pixelrt.masks import Mask
 from pixelrt.queries import Query, Regions
 
 if TYPE_CHECKING:  # Pillow stays out of `import pixelrt`
+    from pixelrt.conversation import Conversation
     from pixelrt.results import Tracked
 
 # A family is one module: `open_family(bundle, backend) -> Segmenter`.
@@ -110,6 +111,11 @@ class Segmenter(Protocol):
         The pieces' concatenation is the result's `text`, the masks are its `masks`. A family that draws all masks at
         once gives them together. Bad input raises InputError here, not at the first piece.
         """
+        ...
+
+    def chat(self, frame: Any) -> Conversation:
+        """Several questions about a frame, each knowing what was said before it. Raises InputError: a family that
+        writes no words."""
         ...
 
 

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pixelrt.bundle import Bundle
+from pixelrt.conversation import Conversation
 from pixelrt.drafts import Drafts
 from pixelrt.engine import Array, Backend, Joined
 from pixelrt.errors import InputError
@@ -242,6 +243,10 @@ class PixelLM:
             masks, scores, boxes = (_stacked(each) for each in zip(*found, strict=True))
             low_res = _stacked([np.asarray(part) for part in drawn])
         return [Mask(masks[i], float(scores[i]), "", None, _box(boxes[i]), low_res[i]) for i in range(count)]
+
+    def chat(self, frame: Frame | Any) -> Conversation:
+        """Several questions about a frame, each knowing what was said before it; see `pixelrt.conversation`."""
+        return Conversation(self, self._language, frame_of(self, frame))
 
     @contextmanager
     def _context(self, frame: Frame, ids: Prompt, capacity: int) -> Iterator[Context]:

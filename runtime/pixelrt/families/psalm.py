@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 from pixelrt_kernels.upsample_mask.reference import box_of
@@ -141,6 +141,13 @@ class Psalm:
         query = _query(prompt)
         self.check(query, frame)
         return self._streamed(self._frame(frame), query)
+
+    def chat(self, frame: Frame | Any) -> NoReturn:
+        """PSALM writes no words that a further question could be about."""
+        raise InputError(
+            "PSALM answers without words, so there is no conversation with it. Ask each query on its own: "
+            "seg.segment(frame, query)."
+        )
 
     def _streamed(self, frame: Frame, query: Query) -> Iterator[Mask | Result]:
         result = self.segment(frame, query)

@@ -18,7 +18,7 @@ from click.testing import CliRunner
 from faulty import Faulty, insert
 from pixelrt.bundle import Bundle
 from pixelrt.errors import InputError
-from pixelrt.families import pixellm, psalm
+from pixelrt.families import pixellm, pixellm_masks, psalm
 from pixelrt.generate import Generation
 from pixelrt.recording import Recording
 from pixelrt_export import cli
@@ -221,13 +221,13 @@ def targets_exchanged(segmenter: Any, patch: pytest.MonkeyPatch) -> None:
 
 
 def masks_moved(segmenter: Any, patch: pytest.MonkeyPatch) -> None:
-    upsample = pixellm.upsample_mask
+    upsample = pixellm_masks.upsample_mask
 
     def spoiled(*arguments: Any) -> Any:
         masks, scores, boxes = upsample(*arguments)
         return np.roll(masks, 2, axis=2), scores, boxes
 
-    patch.setattr(pixellm, "upsample_mask", spoiled)
+    patch.setattr(pixellm_masks, "upsample_mask", spoiled)
 
 
 MACHINE_FAULTS: list[tuple[str, Callable[[Any, pytest.MonkeyPatch], None], str, str]] = [

@@ -16,7 +16,8 @@ from pixelrt.drafts import Drafts
 from pixelrt.engine import Array, Backend, Joined
 from pixelrt.errors import InputError
 from pixelrt.families import pixellm_drafts
-from pixelrt.families.pixellm_drafts import MARK
+from pixelrt.families.pixellm_masks import drawn
+from pixelrt.families.pixellm_text import rendered
 from pixelrt.generate import (
     Codebook,
     Generation,
@@ -36,7 +37,6 @@ from pixelrt.queries import Query, refuse
 from pixelrt.segmenter import Frame, frame_of, stage
 from pixelrt.streaming import streamed
 from pixelrt.tokens import TokenTable
-from pixelrt.upsample import upsample_mask
 
 FEATURES = ("level0", "level0_key", "level0_value", "level0_query", "level1")
 # This family's part of a manifest; see pixelrt.manifest.
@@ -226,23 +226,9 @@ class PixelLM:
 
         timing: the stages are added to it.
         """
-        frame, count = frame_of(self, frame), len(targets)
-        hidden: Array = targets.reshape(count, self.scales, self.codebook.run // self.scales, -1)
-        # As many targets at once as the engine takes.
-        most = self._pixel_decoder.memory.most("seg_hidden", 0) or count
-        parts = [hidden[i : i + most] for i in range(0, count, most)]
-        with stage(timing, "pixel_decoder"):
-            drawn = [
-                self._pixel_decoder({"seg_hidden": part, **frame.features})["low_res_masks"] for part in parts
-            ]
-        with stage(timing, "upsample"):
-            size = frame.image.shape[:2]
-            found = [
-                upsample_mask(part, max(frame.content), frame.content, (size[0], size[1])) for part in drawn
-            ]
-            masks, scores, boxes = (_stacked(each) for each in zip(*found, strict=True))
-            low_res = _stacked([np.asarray(part) for part in drawn])
-        return [Mask(masks[i], float(scores[i]), "", None, _box(boxes[i]), low_res[i]) for i in range(count)]
+        frame = frame_of(self, frame)
+        hidden: Array = targets.reshape(len(targets), self.scales, self.codebook.run // self.scales, -1)
+        return drawn(self._pixel_decoder, frame, hidden, timing)
 
     def chat(self, frame: Frame | Any) -> Conversation:
         """Several questions about a frame, each knowing what was said before it; see `pixelrt.conversation`."""
@@ -264,25 +250,7 @@ class PixelLM:
 
     def render(self, token_ids: list[int]) -> tuple[str, dict[int, tuple[int, int]]]:
         """Readable text with `[SEG]` where a full run stands; index of each run's first token -> its span."""
-        run, seg = self.codebook.run, self.codebook.ids
-        ids = token_ids[:-1] if token_ids[-1:] == [self.eos] else token_ids
-        text, i = "", 0
-        spans: dict[int, tuple[int, int]] = {}
-        while i < len(ids):
-            if ids[i] in seg:
-                whole = len(ids) - i >= run and all(t in seg for t in ids[i : i + run])
-                piece = MARK if whole else self.prompt.tokenizer.id_to_token(ids[i]) or ""
-                step = run if whole else 1
-            else:
-                step = next((n for n, t in enumerate(ids[i:]) if t in seg), len(ids) - i)
-                whole = False
-                piece = self.prompt.tokenizer.decode(ids[i : i + step], skip_special_tokens=False).strip()
-            glue = "" if not text or piece[:1] in ".,;:!?)" else " "
-            text += glue + piece
-            if whole:
-                spans[i] = (len(text) - len(MARK), len(text))
-            i += step
-        return text, spans
+        return rendered(self.prompt.tokenizer, self.codebook, self.eos, token_ids)
 
     def masks(
         self,
@@ -296,9 +264,9 @@ class PixelLM:
         targets = generation.targets(self.codebook)
         if targets is None:
             return []
-        drawn, places = self.draw(frame, targets, timing), self.places(generation, text, spans)
+        masks, places = self.draw(frame, targets, timing), self.places(generation, text, spans)
         return [
-            replace(mask, label=label, span=span) for mask, (label, span) in zip(drawn, places, strict=True)
+            replace(mask, label=label, span=span) for mask, (label, span) in zip(masks, places, strict=True)
         ]
 
     def places(
@@ -326,13 +294,3 @@ def _check_tokens(bundle: Bundle, codebook: Codebook, scales: int) -> None:
         raise InputError(
             f"{bundle.path} has embeddings of another width than its model. Export the bundle again."
         )
-
-
-def _stacked(parts: Sequence[Array]) -> Array:
-    return parts[0] if len(parts) == 1 else np.concatenate(parts)
-
-
-def _box(row: Array) -> tuple[int, int, int, int] | None:
-    """None for an empty mask, whose box is all zeros."""
-    x0, y0, x1, y1 = (int(value) for value in row)
-    return (x0, y0, x1, y1) if x1 > x0 else None

@@ -75,4 +75,5 @@ class Metrics:
             self.stage_s.labels(stage).observe(spent / 1e3)
 
     def text(self) -> bytes:
-        return generate_latest(self.registry)
+        text: bytes = generate_latest(self.registry)
+        return text

@@ -58,7 +58,10 @@ def route(worker: Worker) -> Any:
             worker, request, await image.read(), query, max_new_tokens=max_new_tokens
         )
         # Run lengths and PNGs take milliseconds each, in which others want to be heard.
-        return await run_in_threadpool(document, answered, worker.settings.name, label_map, overlay)
+        told: dict[str, Any] = await run_in_threadpool(
+            document, answered, worker.settings.name, label_map, overlay
+        )
+        return told
 
     return segment
 

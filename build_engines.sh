@@ -47,6 +47,6 @@ else
   printf 'PixelLM: a question, an answer with a mask for each thing it names\n\n'
   shipped pixellm-tiny
   printf '\n\nPSALM: classes, a sentence or a place, and every mask in one pass\n\n'
-  shipped psalm-tiny --image "$here/calib_data/scene_07.png" --task panoptic --classes "$here/calib_data/classes.txt"
+  shipped psalm-tiny --image "$here/calib_data/scene_06.png" --task panoptic --classes "$here/calib_data/classes.txt"
 fi
 printf '         (once in each terminal, so that it knows pixelrt:  source %q)\n' "$venv/bin/activate"

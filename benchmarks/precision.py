@@ -30,9 +30,8 @@ from pixelrt_export.checkpoint import Checkpoint
 from pixelrt_export.export import export_bundle
 from pixelrt_export.quantize.plan import Settings
 from pixelrt_export.tiny.evaluate import LONG_SIDES, SEED_BASE
-from pixelrt_export.tiny.looks import SHADED
 from pixelrt_export.tiny.pixellm_exam import questions_about
-from pixelrt_export.tiny.psalm_prompts import NAMES, sentence
+from pixelrt_export.tiny.psalm_prompts import MIX, NAMES, sentence
 from pixelrt_export.tiny.scenes import scene
 
 MAX_NEW_TOKENS = 96
@@ -70,13 +69,13 @@ def pixellm_replies(segmenter: Any, scenes: int) -> Iterator[Reply]:
 
 def psalm_replies(segmenter: Any, scenes: int) -> Iterator[Reply]:
     for seed in range(SEED_BASE, SEED_BASE + scenes):
-        drawn = scene(seed, LONG_SIDES["psalm"], look=SHADED)
+        drawn = scene(seed, LONG_SIDES["psalm"])
         frame = segmenter.encode(drawn.image)
         answer = segmenter.segment(frame, Classes(NAMES))
         found = sorted(answer.segments, key=lambda s: (s.category, s.box or ()))
         yield [s.category for s in found], [answer.label_map == s.id for s in found]
-        for kind in SHADED.expressions:
-            asked = sentence(drawn.things, random.Random(f"{seed} {kind}"), kind, SHADED)
+        for kind in MIX:
+            asked = sentence(drawn.things, random.Random(f"{seed} {kind}"), kind)
             if asked is not None and kind not in ("several", "none"):
                 yield None, [segmenter.segment(frame, Refer(asked.texts[0])).masks[0].mask]
 

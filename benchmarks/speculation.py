@@ -1,8 +1,8 @@
 """Forwards of the language model with drafts and without, and whether both say and draw the same.
 
-    python -m benchmarks.speculation BUNDLE [--prompts 500] [--look flat] [--folder DIR] [--as-found] [--json FILE]
+    python -m benchmarks.speculation BUNDLE [--prompts 500] [--folder DIR] [--as-found] [--json FILE]
 
-Questions: of the small models' scenes (--look: the one that the bundle was trained on), one of each kind a scene, which
+Questions: of the small models' scenes, one of each kind a scene, which
 training never draws; or of DIR, a folder of pictures with a prompts.jsonl. Plain: every token is chosen, then read
 (`seg_runs="original"`, no drafts). Drafted: as a program that has just started meets them, learning as it goes;
 --as-found: without learning, by what is in the bundle alone. Counts, no times: they are the same on any machine.
@@ -24,7 +24,6 @@ import pixelrt
 from pixelrt.recording import plain as without_shortcuts
 from pixelrt_export.quantize.records import read_records
 from pixelrt_export.tiny.evaluate import SEED_BASE
-from pixelrt_export.tiny.looks import LOOKS
 from pixelrt_export.tiny.pixellm_exam import questions_about
 from pixelrt_export.tiny.scenes import scene
 
@@ -55,15 +54,13 @@ class Row:
         return count + (words if self.targets else ""), f"{self.kind}: {count}"
 
 
-def asked_in_scenes(look: str, count: int) -> Iterator[tuple[str, Any, str]]:
+def asked_in_scenes(count: int) -> Iterator[tuple[str, Any, str]]:
     """Kind, picture, question; in random order, as questions of one kind do not come together."""
     found: list[tuple[str, Any, str]] = []
     seed = SEED_BASE
     while len(found) < count:
-        drawn = scene(seed, LONG_SIDE, look=LOOKS[look])
-        found += [
-            (asked.kind, drawn.image, asked.text) for asked in questions_about(drawn, seed, LOOKS[look])
-        ]
+        drawn = scene(seed, LONG_SIDE)
+        found += [(asked.kind, drawn.image, asked.text) for asked in questions_about(drawn, seed)]
         seed += 1
     random.Random(0).shuffle(found)
     yield from found[:count]
@@ -131,11 +128,9 @@ def table(groups: dict[str, dict[str, Any]]) -> str:
 def result(rows: list[Row]) -> dict[str, Any]:
     by: dict[str, list[Row]] = defaultdict(list)
     for row in rows:
-        by[row.group].append(row)
-        by[f"kind: {row.kind}"].append(row)
-    groups = {
-        name: summary(by[name]) for name in sorted(by, key=lambda name: (name.startswith("kind"), name))
-    }
+        for group in row.groups:
+            by[group].append(row)
+    groups = {name: summary(by[name]) for name in sorted(by, key=lambda name: (":" in name, name))}
     return {
         "questions": len(rows),
         "same_tokens_and_masks": sum(row.same_tokens and not row.pixels_different for row in rows),
@@ -150,7 +145,6 @@ def main() -> None:
     )
     parser.add_argument("bundle", type=Path)
     parser.add_argument("--prompts", type=int, default=500)
-    parser.add_argument("--look", choices=sorted(LOOKS), default="flat")
     parser.add_argument("--folder", type=Path, help="of pictures with a prompts.jsonl, in place of scenes")
     parser.add_argument("--as-found", action="store_true", help="do not learn from answers")
     parser.add_argument("--json", type=Path)
@@ -159,11 +153,7 @@ def main() -> None:
     if segmenter.bundle.manifest["family"] != "pixellm":
         parser.error("a PSALM writes no words: it has nothing to draft")
     segmenter.drafts.learning = not args.as_found
-    questions = (
-        asked_in_folder(args.folder, args.prompts)
-        if args.folder
-        else asked_in_scenes(args.look, args.prompts)
-    )
+    questions = asked_in_folder(args.folder, args.prompts) if args.folder else asked_in_scenes(args.prompts)
     rows = []
     for row in measured(segmenter, questions):
         rows.append(row)

@@ -11,7 +11,7 @@ import pixelrt
 QUESTIONS = [
     "Segment the red circle.",
     "Where is the blue star? Please respond with segmentation mask.",
-    "Find the striped shapes in the image.",
+    "Find the dotted shapes in the image.",
     "Show me the green square.",
 ]
 

@@ -19,7 +19,6 @@ EXTRA_OF_MODULE = {
     "google": "export",
     "pixelrt_export": "export",
     "bitsandbytes": "nf4",
-    "skimage": "train",
     "av": "video",
     "rosbags": "bag",
     "pycocotools": "eval",

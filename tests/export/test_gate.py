@@ -193,11 +193,10 @@ def test_commands(tmp_path: Path) -> None:
 
 def test_psalm_is_asked_in_its_own_ways(tmp_path: Path) -> None:
     """The shipped PSALM in four bits is blessed on a sentence, classes, points and boxes."""
-    from pixelrt_export.tiny.looks import SHADED
     from pixelrt_export.tiny.samples import write_samples
 
     pictures = tmp_path / "pictures"
-    write_samples(pictures, SHADED)  # the look that it is trained on
+    write_samples(pictures)
     lines = (pictures / "prompts.jsonl").read_text().splitlines()
     chosen = [json.loads(lines[i]) for i in (0, 1, 3, 5)]
     (pictures / "prompts.jsonl").write_text("\n".join(map(json.dumps, chosen)))

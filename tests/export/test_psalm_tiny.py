@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch", reason="needs the train extra")
-pytest.importorskip("skimage", reason="needs the train extra")
 pytest.importorskip("scipy", reason="needs the train extra")
 
 import pixelrt  # noqa: E402
@@ -24,7 +23,6 @@ from pixelrt_export.reference.psalm import Psalm  # noqa: E402
 from pixelrt_export.tiny import psalm_exam  # noqa: E402
 from pixelrt_export.tiny import psalm_prompts as prompts  # noqa: E402
 from pixelrt_export.tiny.evaluate import SEED_BASE  # noqa: E402
-from pixelrt_export.tiny.looks import SHADED  # noqa: E402
 from pixelrt_export.tiny.psalm_checkpoint import (  # noqa: E402
     QUERIES,
     SIDE,
@@ -110,7 +108,7 @@ def test_packed_prompts_do_not_see_each_other(net: Psalm, packer: Packer, batch:
 
 def test_a_region_of_an_earlier_frame_is_that_frame_s(net: Psalm, packer: Packer, tmp_path: Path) -> None:
     """Two frames mirrored alike; the prompt averages the first one's tokens and asks about the second."""
-    arrays = drawn_scenes(tmp_path, 8, processes=1, side=SIDE, look=SHADED, films=True)
+    arrays = drawn_scenes(tmp_path, 8, processes=1, side=SIDE, films=True)
     for seed in range(2):
         rng = np.random.default_rng(seed)
         films = draw_batch(arrays, 4, rng, FILL, films=True)
@@ -198,7 +196,7 @@ def test_the_runtime_answers_as_the_reference(weights: str, net: Psalm, words: P
         assert all((a == b).all() for a, b in zip(net.parameters(), again.parameters(), strict=True))
     segmenter = pixelrt.load(export_bundle(checkpoint, tmp_path / "bundle"))
     packer = Packer(read_prompts(checkpoint, QUERIES), net.config.image_tokens, net.config.image_size)
-    drawn = scene(900_000_003, SIDE, look=SHADED)
+    drawn = scene(900_000_003, SIDE)
     frame = segmenter.encode(drawn.image)
     spec = ImageSpec.from_dict(segmenter.bundle.manifest["image"])
     region = np.zeros(drawn.labels.shape, bool)
@@ -222,9 +220,9 @@ def test_the_runtime_answers_as_the_reference(weights: str, net: Psalm, words: P
 
 def test_the_shipped_checkpoint_answers(tmp_path: Path) -> None:
     segmenter = pixelrt.load(export_bundle(SHIPPED, tmp_path / "bundle"))
-    report = Report(psalm_exam.MEASURES, psalm_exam.kinds(SHADED), with_all=False)
+    report = Report(psalm_exam.MEASURES, psalm_exam.KINDS, with_all=False)
     for k in range(10):
-        for record in psalm_exam.examine(segmenter, SHADED, "held-out seeds", SEED_BASE + k, SIDE):
+        for record in psalm_exam.examine(segmenter, "held-out seeds", SEED_BASE + k, SIDE):
             report.add(record)
     rows = report.tables()["held-out seeds"]
     # loose: the model card has the figures of 500 scenes
@@ -234,7 +232,7 @@ def test_the_shipped_checkpoint_answers(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_smoke_training_resumes_and_writes_a_checkpoint(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "pixelrt_export.tiny.psalm_train", "--smoke", "--look", "shaded"]
+    command = [sys.executable, "-m", "pixelrt_export.tiny.psalm_train", "--smoke"]
     command += ["--out", str(tmp_path)]
     subprocess.run(command, check=True, timeout=300, cwd=ROOT / "export")
     trained = read_checkpoint(tmp_path / "checkpoint")

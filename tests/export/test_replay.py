@@ -69,7 +69,7 @@ OTHERS: list[Any] = [
     "the blue star",
     pixelrt.Classes(["star", "circle"], "instance", min_score=0.1),
     pixelrt.Classes(["star", "circle"], "semantic"),
-    pixelrt.Regions(points=[(95, 230)], boxes=[(66, 117, 165, 213)]),
+    pixelrt.Regions(points=[(72, 190)], boxes=[(181, 46, 270, 138)]),
 ]
 
 
@@ -211,8 +211,8 @@ def brighter(segmenter: Any, patch: pytest.MonkeyPatch) -> None:
 
 
 def another_row(segmenter: Any, patch: pytest.MonkeyPatch) -> None:
-    table = segmenter.table
-    segmenter.table = lambda ids: table([int(i) + (int(i) == 371) for i in ids])  # of "Sure"
+    table, sure = segmenter.table, segmenter.prompt.tokenizer.token_to_id("▁Sure")
+    segmenter.table = lambda ids: table([int(i) + (int(i) == sure) for i in ids])
 
 
 def targets_exchanged(segmenter: Any, patch: pytest.MonkeyPatch) -> None:
@@ -233,7 +233,7 @@ def masks_moved(segmenter: Any, patch: pytest.MonkeyPatch) -> None:
 MACHINE_FAULTS: list[tuple[str, Callable[[Any, pytest.MonkeyPatch], None], str, str]] = [
     ("pixellm", brighter, "picture", "pixels"),
     ("pixellm", graph("encoder", "level1"), "encoder", "level1"),
-    ("pixellm", another_row, "tokens", "embeddings at position 71"),
+    ("pixellm", another_row, "tokens", "embeddings at position {first}"),
     ("pixellm", graph("language", "hidden", 3), "language", "hidden, token 3"),
     ("pixellm", targets_exchanged, "targets", "seg_hidden"),
     ("pixellm", graph("pixel_decoder", "low_res_masks"), "pixel_decoder", "low_res_masks"),
@@ -263,7 +263,10 @@ def test_a_fault_of_the_machine(
     found = Replay(recording, bundle, machine, nothing_wrong())
     whose, first = found.fault
     assert first is not None and (whose, first.stage) == ("machine", stage), found.sentence()
-    assert first.where == where and "Look at what recorded it: onnxruntime-cpu on " in found.sentence()
+    # Of the answer, counted from one; the picture, one id of the prompt, is 49 tokens.
+    answer = len(segmenter.check(QUESTION)) + 49 if family == "pixellm" else 0
+    assert first.where == where.format(first=answer)
+    assert "Look at what recorded it: onnxruntime-cpu on " in found.sentence()
     faults = {finding.stage for finding in machine if not finding.passed}
     assert faults == {stage}  # all else is as it should be, given what it was given
 

@@ -6,24 +6,19 @@ import json
 import random
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch", reason="needs the train extra")
 pytest.importorskip("sentencepiece", reason="needs the train extra")
-pytest.importorskip("skimage", reason="needs the train extra")
 
-from pixelrt.evaluation.measures import iou  # noqa: E402
 from pixelrt_export.reference.generate import Reference  # noqa: E402
 from pixelrt_export.tiny import evaluate  # noqa: E402
 from pixelrt_export.tiny.checkpoint import new_model, read_checkpoint, vocab_size  # noqa: E402
-from pixelrt_export.tiny.looks import FLAT, SHADED  # noqa: E402
 from pixelrt_export.tiny.losses import answer_hidden  # noqa: E402
-from pixelrt_export.tiny.pixellm_exam import MEASURES, reference_answerer  # noqa: E402
-from pixelrt_export.tiny.questions import caption, question  # noqa: E402
+from pixelrt_export.tiny.pixellm_exam import KINDS, MEASURES, reference_answerer  # noqa: E402
+from pixelrt_export.tiny.questions import MIX, caption, question  # noqa: E402
 from pixelrt_export.tiny.relations import relations  # noqa: E402
 from pixelrt_export.tiny.rows import Packer  # noqa: E402
 from pixelrt_export.tiny.scenes import scene  # noqa: E402
@@ -39,35 +34,6 @@ def tokenizer() -> Tokenizer:
     return Tokenizer(train_model(scenes=100, pieces=560))
 
 
-def test_a_seed_is_a_scene() -> None:
-    first, again, other = scene(7), scene(7), scene(8)
-    np.testing.assert_array_equal(first.image, again.image)
-    assert first.things == again.things
-    assert first.image.shape != other.image.shape or (first.image != other.image).any()
-
-
-def test_masks_are_disjoint_visible_and_left_to_right() -> None:
-    shapes = set()
-    for seed in range(40):
-        drawn = scene(seed)
-        shapes.add(drawn.image.shape[:2])
-        assert max(drawn.image.shape) == 140 and drawn.image.dtype == np.uint8
-        assert 2 <= len(drawn.things) <= 5
-        assert [t.x for t in drawn.things] == sorted(t.x for t in drawn.things)
-        assert set(np.unique(drawn.labels)) == {0} | {t.label for t in drawn.things}
-        for thing in drawn.things:
-            columns = np.nonzero(drawn.mask(thing))[1]
-            assert len(columns) > 50 and abs(columns.mean() + 0.5 - thing.x) < 1e-6
-    assert len(shapes) > 5  # some are not square
-
-
-def test_a_larger_scene_is_the_same_scene() -> None:
-    small, large = scene(3), scene(3, long_side=420)
-    assert [t.name for t in small.things] == [t.name for t in large.things]
-    for a, b in zip(small.things, large.things, strict=True):
-        assert iou(small.mask(a), large.mask(b)[1::3, 1::3]) > 0.85
-
-
 def test_answers_mark_their_targets() -> None:
     rng, seen = random.Random(0), set()
     for seed in range(60):
@@ -76,10 +42,11 @@ def test_answers_mark_their_targets() -> None:
             asked = question(things, rng)
             seen.add(asked.kind)
             assert asked.answer.count("[SEG]") == len(asked.targets)
-            assert (asked.kind == "refusal") == (not asked.targets)
+            if asked.kind in ("refusal", "unknown", "count", "colour"):
+                assert not asked.targets
             for name, thing in zip(asked.answer.split("[SEG]"), asked.targets, strict=False):
                 assert name.rstrip().endswith(thing.name)
-    assert seen == set(FLAT.questions)
+    assert seen == set(MIX)
 
 
 def test_ids_are_the_original_tokenizer_s(golden_pixellm: Path) -> None:
@@ -104,20 +71,20 @@ def test_text_survives_the_vocabulary(tokenizer: Tokenizer) -> None:
     assert tokenizer.text(tokenizer.encode("crème brûlée 犬")) == "crème brûlée 犬"  # by bytes
 
 
-def test_the_vocabulary_of_the_shaded_look() -> None:
+def test_the_vocabulary_has_every_word() -> None:
     """Every question and answer survives, in whole words: no word of them is spelled out byte by byte."""
-    ours, rng = Tokenizer(train_model(scenes=150, look=SHADED)), random.Random(4)
+    ours, rng = Tokenizer(train_model(scenes=150)), random.Random(4)
     for seed in range(40):
-        things = scene(seed, look=SHADED).things
-        for asked in (caption(things), *(question(things, rng, kind) for kind in SHADED.questions)):
+        things = scene(seed).things
+        for asked in (caption(things), *(question(things, rng, kind) for kind in MIX)):
             assert ours.text(ours.answer(asked.answer)) == asked.answer
             assert len(ours.encode(asked.text)) <= 1.4 * len(asked.text.split()) + 4, asked.text
 
 
 @pytest.mark.parametrize("kind", ["count", "relation", "several"])
 def test_packed_rows_mark_the_targets_of_every_kind(tokenizer: Tokenizer, kind: str) -> None:
-    packer = Packer(tokenizer, 25, replace(SHADED, questions={kind: 1.0}))
-    drawn = next(s for s in (scene(k, look=SHADED) for k in range(99)) if relations(s.things))
+    packer = Packer(tokenizer, 25, {kind: 1.0})
+    drawn = next(s for s in (scene(k) for k in range(99)) if relations(s.things))
     rows = packer.pack([list(drawn.things)], 2, random.Random(0))
     marks = (rows.labels == tokenizer.seg_ids[0]).sum()
     assert len(rows.targets) == marks and (marks > 0) == (kind != "count")
@@ -128,8 +95,8 @@ def test_packed_rows_are_separate_questions(tokenizer: Tokenizer) -> None:
     torch.manual_seed(0)
     net = new_model(vocab_size(tokenizer)).eval()
     reference, packer = Reference(net, tokenizer.seg_ids), Packer(tokenizer, net.sizes.token_grid**2)
-    drawn = scene(31)  # not square: some image tokens are padding
-    assert drawn.image.shape[0] != drawn.image.shape[1]
+    # Far from square: some image tokens are padding.
+    drawn = next(s for s in map(scene, range(99)) if min(s.labels.shape) < 0.7 * max(s.labels.shape))
     rows = packer.pack([list(drawn.things)], 3, random.Random(2))
     rng = random.Random(2)
     asked = [caption(drawn.things), *(question(drawn.things, rng) for _ in range(3))]
@@ -153,16 +120,16 @@ def test_the_shipped_checkpoint_answers() -> None:
     assert sum(f.stat().st_size for f in SHIPPED.rglob("*") if f.is_file()) < 10e6
     net, tokenizer = read_checkpoint(SHIPPED)
     assert vocab_size(tokenizer) == net.sizes.llama.vocab_size
-    report = Report(MEASURES, list(FLAT.questions), with_all=True)
+    report = Report(MEASURES, KINDS, with_all=True)
     for record, _ in evaluate.ask(reference_answerer(SHIPPED), 8, evaluate.SEED_BASE, 140):
         report.add(record)
     row = report.tables()["held-out seeds"]["all"]
-    assert row["exact"][0] > 0.8 and row["iou"][0] > 0.75  # loose: 0.95 and 0.87 over 500 scenes
+    assert row["exact"][0] > 0.75 and row["iou"][0] > 0.65  # loose: 0.91 and 0.82 over 500 scenes
 
 
 @pytest.mark.slow
 def test_smoke_training_resumes_nothing_and_writes_a_checkpoint(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "pixelrt_export.tiny.train", "--smoke", "--look", "shaded"]
+    command = [sys.executable, "-m", "pixelrt_export.tiny.train", "--smoke"]
     command += ["--out", str(tmp_path)]
     subprocess.run(command, check=True, timeout=300, cwd=ROOT / "export")
     net, _ = read_checkpoint(tmp_path / "checkpoint")

@@ -16,18 +16,18 @@ import pytest
 
 pytest.importorskip("torch", reason="needs the train extra")
 pytest.importorskip("scipy", reason="needs the train extra")
-pytest.importorskip("skimage", reason="needs the train extra")
 
 from PIL import Image
 from pixelrt.errors import InputError
 from pixelrt.evaluation import measures
 from pixelrt.queries import Classes, Refer, Regions
 from pixelrt_export.tiny import evaluate, pixellm_exam, psalm_exam
+from pixelrt_export.tiny.backgrounds import GROUPS
 from pixelrt_export.tiny.clips import clip
 from pixelrt_export.tiny.failures import Failures
-from pixelrt_export.tiny.looks import FLAT, SHADED
 from pixelrt_export.tiny.pixellm_exam import Reply
 from pixelrt_export.tiny.psalm_prompts import NAMES, expressions
+from pixelrt_export.tiny.questions import MIX
 from pixelrt_export.tiny.scenes import scene
 from pixelrt_export.tiny.tables import Report
 from pixelrt_export.tiny.things import Scene
@@ -158,33 +158,32 @@ def test_contour_accuracy_is_that_of_all_pairs() -> None:
 
 
 def reported(records: list, exam: Any) -> dict:
-    report = Report(exam.MEASURES, exam.kinds(SHADED), with_all=exam is pixellm_exam)
+    report = Report(exam.MEASURES, exam.KINDS, with_all=exam is pixellm_exam)
     for record in records:
         report.add(record)
     assert report.text().count("\n") > 2 and report.markdown().startswith("| held-out seeds")
     return report.tables()
 
 
-@pytest.mark.parametrize("look", [FLAT, SHADED], ids=lambda look: look.name)
-def test_scores_of_a_perfect_and_of_a_silent_pixellm(look: Any) -> None:
+def test_scores_of_a_perfect_and_of_a_silent_pixellm() -> None:
     truth: dict[bytes, dict[str, Reply]] = {}
-    for group, seed in evaluate.places(4, BASE, look):
-        drawn = scene(seed, 140, look.groups()[group], look)
-        for q in pixellm_exam.questions_about(drawn, seed, look):
+    for group, seed in evaluate.places(4, BASE):
+        drawn = scene(seed, 140, GROUPS[group])
+        for q in pixellm_exam.questions_about(drawn, seed):
             masks = np.array([drawn.mask(t) for t in q.targets]).reshape(-1, *drawn.labels.shape)
             truth.setdefault(drawn.image.tobytes(), {})[q.text] = Reply([], q.answer, masks)
 
     def silent(image: np.ndarray, text: str) -> Reply:
         return Reply([1], "", np.zeros((0, *image.shape[:2]), bool))
 
-    asked = list(evaluate.ask(lambda i, t: truth[i.tobytes()][t], 4, BASE, 140, look, against=silent))
+    asked = list(evaluate.ask(lambda i, t: truth[i.tobytes()][t], 4, BASE, 140, against=silent))
     perfect = reported([record for record, _ in asked], pixellm_exam)
-    assert list(perfect) == list(look.groups())
+    assert list(perfect) == list(GROUPS)
     row = perfect["held-out seeds"]["all"]
     for measure in pixellm_exam.MEASURES:
         assert row[measure] == (1, 0)
-    assert set(perfect["held-out seeds"]) <= {"all", *look.questions}
-    mute = reported([record for record, _ in evaluate.ask(silent, 4, BASE, 140, look)], pixellm_exam)
+    assert set(perfect["held-out seeds"]) <= {"all", *MIX}
+    mute = reported([record for record, _ in evaluate.ask(silent, 4, BASE, 140)], pixellm_exam)
     row = mute["held-out seeds"]["all"]
     assert row["exact"] == row["iou"] == row["ciou"] == (0, 0) and row["refused"] == (1, 0)
     assert 0 < row["giou"][0] < 1  # no mask for no target is right
@@ -207,9 +206,7 @@ class Oracle:
             segments = [SimpleNamespace(id=t.label, category=NAMES.index(t.name)) for t in things]
             return SimpleNamespace(label_map=drawn.labels, segments=segments)
         if isinstance(query, Refer):
-            said = {
-                text: meant for each in expressions(drawn.things, SHADED).values() for text, meant in each
-            }
+            said = {text: meant for each in expressions(drawn.things).values() for text, meant in each}
             meant = things if self.blind else said[query.sentences[0]]
             return SimpleNamespace(masks=[SimpleNamespace(mask=drawn.mask(t)) for t in meant])
         assert isinstance(query, Regions)
@@ -231,9 +228,9 @@ class Oracle:
 
 def test_scores_of_a_perfect_and_of_a_blind_psalm(monkeypatch: pytest.MonkeyPatch) -> None:
     known, films = {}, {}
-    for group, seed in evaluate.places(5, BASE, SHADED):
-        names = SHADED.groups()[group]
-        drawn = scene(seed, 160, names, SHADED)
+    for group, seed in evaluate.places(5, BASE):
+        names = GROUPS[group]
+        drawn = scene(seed, 160, names)
         known[drawn.image.tobytes()] = drawn
         if seed % psalm_exam.CLIP_EVERY == 0:
             film = clip(seed, 160, names)
@@ -250,7 +247,7 @@ def test_scores_of_a_perfect_and_of_a_blind_psalm(monkeypatch: pytest.MonkeyPatc
 
     for blind in (False, True):
         monkeypatch.setattr(evaluate.pixelrt, "load", lambda path, blind=blind: Follower(known, blind))
-        tables = reported([r for r, _ in evaluate.ask_psalm(Path(), 5, BASE, 160, SHADED)], psalm_exam)
+        tables = reported([r for r, _ in evaluate.ask_psalm(Path(), 5, BASE, 160)], psalm_exam)
         for rows in tables.values():
             values = [v[0] for row in rows.values() for k, v in row.items() if isinstance(v, tuple)]
             assert {"panoptic", "video", "region: point", "sentence: name"} <= set(rows)
@@ -260,10 +257,10 @@ def test_scores_of_a_perfect_and_of_a_blind_psalm(monkeypatch: pytest.MonkeyPatc
 
 
 def test_failures_are_drawn(tmp_path: Path) -> None:
-    failures, drawn = Failures(), scene(3, look=SHADED)
+    failures, drawn = Failures(), scene(3)
     assert failures.write(tmp_path) is None
     rng = random.Random(0)
-    for q in pixellm_exam.questions_about(drawn, 3, SHADED):
+    for q in pixellm_exam.questions_about(drawn, 3):
         reply = Reply([], "There is no way." * 9, np.zeros((rng.randrange(2), *drawn.labels.shape), bool))
         failures.add(pixellm_exam.record("held-out seeds", 3, drawn, q, reply))
     assert all(len(kept) == 1 for kept in failures.kept.values())  # all of one seed

@@ -1,4 +1,4 @@
-"""Every question of the shaded look is answered again, by reading its English and looking at the scene."""
+"""Every question is answered again, by reading its English and looking at the scene."""
 
 from __future__ import annotations
 
@@ -6,14 +6,9 @@ import random
 import re
 from collections import Counter
 
-import pytest
-
-pytest.importorskip("skimage", reason="needs the train extra")
-
 from pixelrt_export.tiny import psalm_prompts as prompts
-from pixelrt_export.tiny.looks import FLAT, SHADED
-from pixelrt_export.tiny.questions import KINDS, caption, question
-from pixelrt_export.tiny.samples import LONG_SIDE, SEED_BASE, SHADED_SAMPLES
+from pixelrt_export.tiny.questions import KINDS, MIX, caption, question
+from pixelrt_export.tiny.samples import LONG_SIDE, SAMPLES, SEED_BASE
 from pixelrt_export.tiny.scenes import scene
 from pixelrt_export.tiny.things import (
     COLOURS,
@@ -109,7 +104,7 @@ def answer_again(drawn: Scene, q: Question) -> tuple[str, list[Thing]]:
 def test_questions_have_the_answer_that_their_words_have() -> None:
     seen: Counter[str] = Counter()
     for seed in range(250):
-        drawn, rng = scene(seed, look=SHADED), random.Random(seed)
+        drawn, rng = scene(seed), random.Random(seed)
         for kind in KINDS:
             q = question(drawn.things, rng, kind)
             seen[q.kind] += q.kind == kind
@@ -117,7 +112,7 @@ def test_questions_have_the_answer_that_their_words_have() -> None:
             assert q.answer == text, (seed, q)
             assert list(q.targets) == targets, (seed, q)
             assert q.answer.count("[SEG]") == len(q.targets)
-    assert set(seen) == set(KINDS) == set(SHADED.questions) and set(FLAT.questions) < set(KINDS)
+    assert set(seen) == set(KINDS) == set(MIX)
     assert min(seen.values()) > 20, seen
 
 
@@ -125,8 +120,8 @@ def test_english() -> None:
     """Articles, plurals, sentences that begin large and end with a point."""
     rng, answers = random.Random(0), Counter()
     for seed in range(200):
-        things = scene(seed, look=SHADED).things
-        for q in (caption(things), *(question(things, rng, mix=SHADED.questions) for _ in range(6))):
+        things = scene(seed).things
+        for q in (caption(things), *(question(things, rng) for _ in range(6))):
             for text in (q.text, q.answer):
                 assert text[0].isupper() and text[-1] in ".?" and "  " not in text and " ." not in text, text
                 assert not re.search(r"\ba [aeiou]|\ban [^aeiou]|crosss|\bcrosses? (?:is|was)\b", text), text
@@ -136,33 +131,33 @@ def test_english() -> None:
 
 
 def test_the_mix_is_kept() -> None:
-    """Each kind comes about as often as the look says; what a scene has not, another kind makes up for."""
-    rng, scenes = random.Random(3), [scene(seed, look=SHADED).things for seed in range(90)]
-    kinds = Counter(question(things, rng, mix=SHADED.questions).kind for things in scenes for _ in range(20))
-    for kind, share in SHADED.questions.items():
+    """Each kind comes about as often as it should; what a scene has not, another kind makes up for."""
+    rng, scenes = random.Random(3), [scene(seed).things for seed in range(90)]
+    kinds = Counter(question(things, rng).kind for things in scenes for _ in range(20))
+    for kind, share in MIX.items():
         # A texture that is not there becomes a name; relations need three things and clear sides.
         assert share / 7 < kinds[kind] / 1800 < share + 0.06, kind
-    assert abs(sum(SHADED.questions.values()) - 1) < 1e-9
+    assert abs(sum(MIX.values()) - 1) < 1e-9
 
 
 def test_sentences_mean_what_they_say() -> None:
     seen: Counter[str] = Counter()
     for seed in range(120):
-        drawn = scene(seed, look=SHADED)
-        for kind, said in prompts.expressions(drawn.things, SHADED).items():
+        drawn = scene(seed)
+        for kind, said in prompts.expressions(drawn.things).items():
             for text, things in said:
                 seen[kind] += 1
                 assert meant(drawn, text) == list(things), (seed, text)
                 assert len(things) == {"none": 0}.get(kind, 1) or (kind == "several" and len(things) > 1)
-        asked = prompts.sentence(drawn.things, random.Random(seed), look=SHADED)
+        asked = prompts.sentence(drawn.things, random.Random(seed))
         assert asked is not None and {0} >= {n for numbers in asked.answers.values() for n in numbers}
-    assert set(seen) == set(SHADED.expressions) and min(seen.values()) > 15, seen
+    assert set(seen) == set(prompts.MIX) and min(seen.values()) > 15, seen
 
 
-def test_the_samples_to_come_ask_what_fits() -> None:
-    """Each question of the shaded samples has the answer that its comment says, or one at all."""
-    for seed, prompt in SHADED_SAMPLES.items():
-        drawn = scene(SEED_BASE + seed, LONG_SIDE, look=SHADED)
+def test_the_samples_ask_what_fits() -> None:
+    """Each has the answer that its comment says, or one at all."""
+    for seed, prompt in SAMPLES.items():
+        drawn = scene(SEED_BASE + seed, LONG_SIDE)
         said, targets = answer_again(drawn, Question("", prompt, "", ()))
         refused = {"Where is the green circle", "Can you segment the blue square", "How many", "What colour"}
         assert bool(targets) != any(prompt.startswith(text) for text in refused), prompt

@@ -11,22 +11,15 @@ import pytest
 from PIL import Image
 from pixelrt.errors import InputError
 
-pytest.importorskip("skimage", reason="needs the train extra")
 pytest.importorskip("scipy", reason="needs the train extra")
 
 from pixelrt_export.tiny import backgrounds
-from pixelrt_export.tiny.backgrounds import PHOTOGRAPHS
+from pixelrt_export.tiny.backgrounds import HELD_OUT, PHOTOGRAPHS, TRAINED
 from pixelrt_export.tiny.clips import clip
-from pixelrt_export.tiny.looks import FLAT, LOOKS, SHADED
 from pixelrt_export.tiny.objects import FINE, Pose, covered, finish, outline, paint
 from pixelrt_export.tiny.scenes import LEAST_VISIBLE, label_map, scene
-from pixelrt_export.tiny.things import COLOURS, SHAPES, Scene
+from pixelrt_export.tiny.things import COLOURS, SHAPES
 from scipy.ndimage import binary_dilation, binary_erosion
-
-
-def shaded(seed: int, long_side: int = 140) -> Scene:
-    return scene(seed, long_side, look=SHADED)
-
 
 # ---- photographs ------------------------------------------------------------------------------------------
 
@@ -48,12 +41,11 @@ def test_every_photograph_has_author_source_and_licence() -> None:
 
 
 def test_held_out_photographs_are_not_trained_on() -> None:
-    for look in LOOKS.values():
-        assert not set(look.held_out) & set(look.trained)
+    assert not set(HELD_OUT) & set(TRAINED)
     rows = table()
-    assert sorted(SHADED.held_out) == sorted(name for name, row in rows.items() if row[-1] == "held out")
-    assert sorted(SHADED.trained) == sorted(name for name, row in rows.items() if row[-1] == "training")
-    assert len(SHADED.held_out) >= len(rows) // 4
+    assert sorted(HELD_OUT) == sorted(name for name, row in rows.items() if row[-1] == "held out")
+    assert sorted(TRAINED) == sorted(name for name, row in rows.items() if row[-1] == "training")
+    assert len(HELD_OUT) >= len(rows) // 4
 
 
 def test_photographs_are_small_and_bare() -> None:
@@ -68,16 +60,15 @@ def test_photographs_are_small_and_bare() -> None:
 
 
 def test_a_seed_is_a_scene() -> None:
-    first, again, other = shaded(7), shaded(7), shaded(8)
+    first, again, other = scene(7), scene(7), scene(8)
     np.testing.assert_array_equal(first.image, again.image)
     assert first.things == again.things and first.things != other.things
-    assert scene(7).things == scene(7, look=FLAT).things != first.things
 
 
 def test_masks_are_disjoint_visible_and_left_to_right() -> None:
     ratios = []
     for seed in range(60):
-        drawn = shaded(seed)
+        drawn = scene(seed)
         height, width = drawn.labels.shape
         ratios.append(width / height)
         assert drawn.image.shape == (height, width, 3) and drawn.image.dtype == np.uint8
@@ -115,7 +106,7 @@ def test_coverage_is_that_of_the_outline(shape: str) -> None:
 
 
 def test_a_larger_scene_is_the_same_scene() -> None:
-    small, large = shaded(3), shaded(3, 420)
+    small, large = scene(3), scene(3, 420)
     assert [t.name for t in small.things] == [t.name for t in large.things]
     for a, b in zip(small.things, large.things, strict=True):
         ours, theirs = small.mask(a), large.mask(b)[1::3, 1::3]
@@ -131,7 +122,7 @@ def test_colours_are_what_they_are_called() -> None:
     """Of plain things, in whatever light: the named colour is the nearest in hue, by a margin."""
     named = {name: hue(np.array(colour)) for name, colour in COLOURS.items()}
     for seed in range(150):
-        drawn = shaded(seed)
+        drawn = scene(seed)
         for thing in drawn.things:
             if thing.texture == "plain":
                 shown = hue(np.median(drawn.image[drawn.mask(thing)], axis=0))

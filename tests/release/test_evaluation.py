@@ -20,10 +20,8 @@ from pixelrt.queries import Classes, Refer
 
 pytest.importorskip("pycocotools", reason="needs the eval extra")
 pytest.importorskip("scipy", reason="needs the eval extra")
-pytest.importorskip("skimage", reason="needs the train extra")
 
 from pixelrt_export.tiny.clips import clip
-from pixelrt_export.tiny.looks import FLAT, SHADED, Look
 from pixelrt_export.tiny.scenes import scene
 
 from tests.evaluation import miniature as mini
@@ -33,9 +31,9 @@ COUNT = 2  # pictures
 FEW = 3  # references
 
 
-def pictures(long_side: int, look: Look) -> list[mini.Picture]:
+def pictures(long_side: int) -> list[mini.Picture]:
     seeds = range(900_000_000, 900_000_000 + COUNT)
-    drawn = [scene(seed, long_side, look.groups()["held-out seeds"], look) for seed in seeds]
+    drawn = [scene(seed, long_side) for seed in seeds]
     return [mini.Picture(s.image, s.labels, {t.label: t.name for t in s.things}) for s in drawn]
 
 
@@ -72,13 +70,13 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def refcoco(root: Path) -> Path:
-    return mini.write_refcoco(root / "refer", pictures(140, FLAT), "refcoco")
+    return mini.write_refcoco(root / "refer", pictures(140), "refcoco")
 
 
 @pytest.fixture(scope="module")
 def muse(root: Path) -> Path:
     """One thing, then two, of each picture."""
-    drawn, asked = pictures(140, FLAT), []
+    drawn, asked = pictures(140), []
     for picture in drawn:
         labels = sorted(picture.names)[:2]
         one, two = (picture.names[k] for k in labels)
@@ -88,7 +86,7 @@ def muse(root: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def coco(root: Path, class_names: list[str]) -> Path:
-    return mini.write_coco(root / "coco", pictures(160, SHADED), class_names)
+    return mini.write_coco(root / "coco", pictures(160), class_names)
 
 
 @pytest.fixture(scope="module")

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-import pytest
 from PIL import Image
+from pixelrt_export.tiny.samples import write_samples
 
 
 def test_the_pictures_are_small_and_each_has_a_question(samples: list[tuple[Path, str]], root: Path) -> None:
@@ -17,9 +17,6 @@ def test_the_pictures_are_small_and_each_has_a_question(samples: list[tuple[Path
 
 
 def test_the_script_draws_them_again(root: Path, tmp_path: Path) -> None:
-    pytest.importorskip("skimage", reason="scikit-image is not installed (extra train)")
-    from pixelrt_export.tiny.samples import write_samples
-
     write_samples(tmp_path)
     shipped = root / "calib_data"
     for name in ("prompts.jsonl", "classes.txt"):

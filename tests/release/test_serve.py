@@ -109,7 +109,7 @@ def test_tasks(psalm: Service, samples: list[tuple[Path, str]]) -> None:
         Classes(names, "semantic"),
         Refer("the blue star"),
         Regions(
-            points=[(95, 230)], scribbles=[[(90, 225), (100, 240)]], boxes=[(66, 117, 165, 213)], masks=[star]
+            points=[(72, 190)], scribbles=[[(65, 185), (80, 200)]], boxes=[(181, 46, 270, 138)], masks=[star]
         ),
     ]
 

@@ -9,7 +9,6 @@ from typing import Any
 import pixelrt
 import pytest
 
-LOOK = "flat"  # of the scenes that checkpoints/pixellm-tiny is trained on
 QUESTIONS = 40
 
 
@@ -18,9 +17,7 @@ def test_counts(tiny_bundle: Path, root: Path, monkeypatch: pytest.MonkeyPatch) 
     from benchmarks.speculation import asked_in_scenes, measured, result
 
     segmenter: Any = pixelrt.load(tiny_bundle)
-    asked = [
-        question for question in asked_in_scenes(LOOK, 4 * QUESTIONS) if question[0] in ("named", "pair")
-    ]
+    asked = [question for question in asked_in_scenes(8 * QUESTIONS) if question[0] in ("named", "pair")]
     rows = list(measured(segmenter, islice(asked, QUESTIONS)))
     assert all(row.same_tokens and not row.pixels_different for row in rows)
     found = result(rows)["groups"]

@@ -42,7 +42,7 @@ def pixellm_answers(seg: Segmenter, samples: list[tuple[Path, str]]) -> list[Any
 def psalm_answers(seg: Any, samples: list[tuple[Path, str]], names: list[str]) -> list[Any]:
     """Every task, about one frame; then the next picture, and the first one again."""
     frame = seg.encode(samples[0][0])
-    regions = pixelrt.Regions(points=[(95, 230)], boxes=[(66, 117, 165, 213)])
+    regions = pixelrt.Regions(points=[(72, 190)], boxes=[(181, 46, 270, 138)])
     queries = [
         pixelrt.Classes(names[:12]),
         pixelrt.Classes(names[:5], task="instance"),

@@ -19,7 +19,12 @@ MOST = 60  # tokens; the longest of these answers has fewer
 
 @pytest.fixture(scope="module")
 def words(tiny_bundle: Path) -> pixelrt.Segmenter:
-    return pixelrt.load(tiny_bundle)
+    segmenter: Any = pixelrt.load(tiny_bundle)
+    segmenter.drafts = (
+        None  # a drafted pass adds numbers up in another order: scores would differ in the last digit
+    )
+    loaded: pixelrt.Segmenter = segmenter
+    return loaded
 
 
 @pytest.fixture(scope="module")

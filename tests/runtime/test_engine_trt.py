@@ -357,7 +357,12 @@ def test_a_frame_is_begun_while_a_step_is_captured(
     during = During(doubles, monkeypatch, wait_s=0.2)
     context, other = Context(engine, 100), Context(reference.open("language"), 100)
     made: list[Context] = []
-    during.work = lambda: made.append(Context(engine, 100))
+
+    def begin() -> None:
+        made.append(Context(engine, 100))
+        made[0]._begin()
+
+    during.work = begin
     for step in [rows(backend, 1) for _ in range(4)]:
         got, wanted = context(step, [0]).logits, other(step, [0]).logits
         np.testing.assert_allclose(got, wanted, atol=2e-5)

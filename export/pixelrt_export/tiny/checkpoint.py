@@ -29,7 +29,7 @@ CLIP_CONFIG: dict[str, Any] = {
     "num_hidden_layers": 6,
     "num_attention_heads": 4,
     "num_channels": 3,
-    "patch_size": 14,
+    "patch_size": 10,
     "image_size": LONG_SIDE,
     "hidden_act": "quick_gelu",
     "layer_norm_eps": 1e-5,
@@ -94,9 +94,9 @@ def config(vocab: int) -> dict:
     }
 
 
-def new_model(vocab: int, patch: int = CLIP_CONFIG["patch_size"]) -> PixelLM:
-    """Randomly initialised; embeddings and the output head start small. patch: px a side, LONG_SIDE / patch even."""
-    sizes = PixelLMSizes.read(config(vocab), CLIP_CONFIG | {"patch_size": patch})
+def new_model(vocab: int) -> PixelLM:
+    """Randomly initialised; embeddings and the output head start small."""
+    sizes = PixelLMSizes.read(config(vocab), CLIP_CONFIG)
     net = PixelLM(replace(sizes, decoder=replace(sizes.decoder, mlp=DECODER_MLP)))
     for name, p in net.named_parameters():
         if name == "lm_head.weight" or (p.ndim == 2 and "embed" in name):
@@ -147,7 +147,7 @@ def save_checkpoint(net: PixelLM, tokenizer: Tokenizer, folder: Path) -> None:
         )
         (part / "model.safetensors").chmod(0o644)  # safetensors makes files that only their owner can read
     _write(fresh, "config.json", config(net.sizes.llama.vocab_size))
-    _write(fresh / "clip", "config.json", CLIP_CONFIG | {"patch_size": net.sizes.clip.patch_size})
+    _write(fresh / "clip", "config.json", CLIP_CONFIG)
     _write(
         fresh,
         "generation_config.json",
@@ -177,8 +177,7 @@ def read_checkpoint(folder: Path) -> tuple[PixelLM, Tokenizer]:
 
 def model_and_tokenizer(state: dict) -> tuple[PixelLM, Tokenizer]:
     tokenizer = Tokenizer(state["tokenizer"])
-    patch = next(v for k, v in state["net"].items() if k.endswith("patch_embedding.weight")).shape[-1]
-    net = new_model(vocab_size(tokenizer), patch)
+    net = new_model(vocab_size(tokenizer))
     net.load_state_dict(state["net"])
     return net.eval(), tokenizer
 

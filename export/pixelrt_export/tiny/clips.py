@@ -7,8 +7,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from pixelrt_export.tiny.backgrounds import backdrop
-from pixelrt_export.tiny.looks import SHADED
+from pixelrt_export.tiny.backgrounds import TRAINED, backdrop
 from pixelrt_export.tiny.objects import Pose, covered, paint
 from pixelrt_export.tiny.scenes import (
     LEAST_PIXELS,
@@ -70,11 +69,11 @@ class Motion:
 def clip(
     seed: int,
     long_side: int = LONG_SIDE,
-    photographs: tuple[str, ...] | None = None,
+    photographs: tuple[str, ...] = TRAINED,
     frames: int = FRAMES,
     pace: float = 1.0,
 ) -> Clip:
-    """2 to 5 things in the shaded look; all but at most one are whole and in sight in the first frame.
+    """2 to 5 things; all but at most one are whole and in sight in the first frame.
 
     pace: of all motion. Things go their way in FRAMES / pace frames.
     """
@@ -106,7 +105,7 @@ def clip(
     # Outlined in any case: what is needed against one part of the background must not come and go.
     surfaces = [replace(finish_of(rng, things, poses, k), outlined=True) for k in range(len(things))]
     light, balance = lighting(rng)
-    wide, pan = _panorama(rng, pixels, photographs or SHADED.trained, frames, unit * pace)
+    wide, pan = _panorama(rng, pixels, photographs, frames, unit * pace)
     scenes = []
     for t in range(frames):
         image = wide[pan[t][1] : pan[t][1] + pixels[0], pan[t][0] : pan[t][0] + pixels[1]].copy()

@@ -1,6 +1,6 @@
 """Score a tiny model of either family on scenes it never saw, by kind of question, with standard errors.
 
-python -m pixelrt_export.tiny.evaluate BUNDLE [--scenes 500] [--look flat] [--json FILE] [--markdown FILE]
+python -m pixelrt_export.tiny.evaluate BUNDLE [--scenes 500] [--json FILE] [--markdown FILE]
     [--failures DIR] [--long-side N] [--seed-base N] [--against MODEL]
 
 The family is read from the bundle; what is asked and how it is judged is in pixellm_exam.py and psalm_exam.py. Seeds
@@ -23,8 +23,8 @@ import pixelrt
 from pixelrt.errors import InputError
 
 from pixelrt_export.tiny import pixellm_exam, psalm_exam
+from pixelrt_export.tiny.backgrounds import GROUPS
 from pixelrt_export.tiny.failures import Failures
-from pixelrt_export.tiny.looks import FLAT, LOOKS, Look
 from pixelrt_export.tiny.pixellm_exam import Answerer, Reply
 from pixelrt_export.tiny.records import Record
 from pixelrt_export.tiny.tables import Report, Tables
@@ -50,9 +50,9 @@ def family_of(folder: Path) -> tuple[str, bool]:
     )
 
 
-def places(scenes: int, seed_base: int, look: Look) -> Iterator[tuple[str, int]]:
+def places(scenes: int, seed_base: int) -> Iterator[tuple[str, int]]:
     """Group and seed: `scenes` of the held-out seeds, a quarter as many with held-out backgrounds."""
-    for group in look.groups():
+    for group in GROUPS:
         for k in range(scenes if group == "held-out seeds" else -(-scenes // 4)):
             yield group, seed_base + k
 
@@ -69,21 +69,18 @@ def ask(
     scenes: int,
     seed_base: int,
     long_side: int,
-    look: Look = FLAT,
     against: Answerer | None = None,
 ) -> Iterator[tuple[Record, Reply | None]]:
     """Records of a PixelLM, and what the second model says to the same."""
-    for group, seed in places(scenes, seed_base, look):
-        for asked, record in pixellm_exam.examine(answer, look, group, seed, long_side):
+    for group, seed in places(scenes, seed_base):
+        for asked, record in pixellm_exam.examine(answer, group, seed, long_side):
             yield record, against(record.image, asked.text) if against else None
 
 
-def ask_psalm(
-    bundle: Path, scenes: int, seed_base: int, long_side: int, look: Look = FLAT
-) -> Iterator[tuple[Record, None]]:
+def ask_psalm(bundle: Path, scenes: int, seed_base: int, long_side: int) -> Iterator[tuple[Record, None]]:
     segmenter = pixelrt.load(bundle)
-    for group, seed in places(scenes, seed_base, look):
-        for record in psalm_exam.examine(segmenter, look, group, seed, long_side):
+    for group, seed in places(scenes, seed_base):
+        for record in psalm_exam.examine(segmenter, group, seed, long_side):
             yield record, None
 
 
@@ -105,21 +102,21 @@ def watched(
 
 def evaluate(args: argparse.Namespace) -> tuple[Report, Failures, Tables]:
     family, bundled = family_of(args.model)
-    look, exam = LOOKS[args.look], {"pixellm": pixellm_exam, "psalm": psalm_exam}[family]
-    report, failures = Report(exam.MEASURES, exam.kinds(look), with_all=family == "pixellm"), Failures()
+    exam = {"pixellm": pixellm_exam, "psalm": psalm_exam}[family]
+    report, failures = Report(exam.MEASURES, exam.KINDS, with_all=family == "pixellm"), Failures()
     setting = (args.scenes, args.seed_base, args.long_side or LONG_SIDES[family])
     pairs: list[tuple[Record, Reply]] = []
     with tempfile.TemporaryDirectory() as scratch:
         if family == "pixellm":
             second = answerer(args.against) if args.against else None
-            asked = ask(answerer(args.model), *setting, look, second)
+            asked = ask(answerer(args.model), *setting, second)
         else:
             bundle = args.model
             if not bundled:
                 from pixelrt_export.export import export_bundle
 
                 bundle = export_bundle(args.model, Path(scratch) / "bundle")
-            asked = ask_psalm(bundle, *setting, look)
+            asked = ask_psalm(bundle, *setting)
         for record, other in watched(asked, args.scenes):
             report.add(record)
             failures.add(record)
@@ -135,7 +132,6 @@ def main() -> int:
     )
     parser.add_argument("model", type=Path, help="bundle or checkpoint folder")
     parser.add_argument("--scenes", type=int, default=500, help="on held-out seeds; a quarter on backgrounds")
-    parser.add_argument("--look", choices=sorted(LOOKS), default="flat", help="of the scenes, as trained")
     parser.add_argument("--json", type=Path, help="write the tables here")
     parser.add_argument("--markdown", type=Path, help="write the tables here, as a model card has them")
     parser.add_argument(

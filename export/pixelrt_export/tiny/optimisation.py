@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from pixelrt_export.tiny.checkpoint import CLIP_CONFIG, new_model, vocab_size
+from pixelrt_export.tiny.checkpoint import new_model, vocab_size
 from pixelrt_export.tiny.losses import WORDS, Crutches
 from pixelrt_export.tiny.muon import Muon
 from pixelrt_export.tiny.tokenizer import Tokenizer
@@ -32,9 +32,9 @@ IDLE = (
 class Trained(nn.Module):
     """All that training changes, under one roof for the optimisers and the state file."""
 
-    def __init__(self, tokenizer: Tokenizer, patch: int = CLIP_CONFIG["patch_size"]):
+    def __init__(self, tokenizer: Tokenizer):
         super().__init__()
-        self.net = new_model(vocab_size(tokenizer), patch)
+        self.net = new_model(vocab_size(tokenizer))
         self.crutches = Crutches(self.net, [tokenizer.encode(word)[0] for word in WORDS])
 
     def live(self, joint: bool) -> dict[str, nn.Parameter]:

@@ -15,8 +15,8 @@ from pathlib import Path
 import numpy as np
 from pixelrt.evaluation.measures import iou, union_of
 
-from pixelrt_export.tiny.looks import FLAT, Look
-from pixelrt_export.tiny.questions import Question, question
+from pixelrt_export.tiny.backgrounds import GROUPS
+from pixelrt_export.tiny.questions import MIX, Question, question
 from pixelrt_export.tiny.records import Record, paired_ious
 from pixelrt_export.tiny.scenes import scene
 from pixelrt_export.tiny.things import Scene
@@ -30,10 +30,7 @@ MEASURES = {
     "giou": "gIoU",
     "refused": "refused right",
 }
-
-
-def kinds(look: Look) -> list[str]:
-    return list(look.questions)
+KINDS = list(MIX)
 
 
 @dataclass(frozen=True)
@@ -81,9 +78,9 @@ def bundle_answerer(folder: Path) -> Answerer:
     return answer
 
 
-def questions_about(drawn: Scene, seed: int, look: Look = FLAT) -> Iterator[Question]:
+def questions_about(drawn: Scene, seed: int) -> Iterator[Question]:
     """One question of each kind; a scene of plain objects only has no texture question."""
-    for kind in look.questions:
+    for kind in MIX:
         asked = question(drawn.things, random.Random(f"{seed} {kind}"), kind)
         if asked.kind == kind:
             yield asked
@@ -116,11 +113,9 @@ def record(group: str, seed: int, drawn: Scene, asked: Question, reply: Reply) -
     )
 
 
-def examine(
-    answer: Answerer, look: Look, group: str, seed: int, long_side: int
-) -> Iterator[tuple[Question, Record]]:
-    drawn = scene(seed, long_side, look.groups()[group], look)
-    for asked in questions_about(drawn, seed, look):
+def examine(answer: Answerer, group: str, seed: int, long_side: int) -> Iterator[tuple[Question, Record]]:
+    drawn = scene(seed, long_side, GROUPS[group])
+    for asked in questions_about(drawn, seed):
         yield asked, record(group, seed, drawn, asked, answer(drawn.image, asked.text))
 
 

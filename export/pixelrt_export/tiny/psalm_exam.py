@@ -16,9 +16,9 @@ import pixelrt
 from pixelrt.evaluation.measures import contour_accuracy, counts, iou, union_of
 from pixelrt.queries import Classes, Refer, Regions
 
+from pixelrt_export.tiny.backgrounds import GROUPS
 from pixelrt_export.tiny.clips import clip
-from pixelrt_export.tiny.looks import Look
-from pixelrt_export.tiny.psalm_prompts import NAMES, mark, sentence
+from pixelrt_export.tiny.psalm_prompts import MIX, NAMES, mark, sentence
 from pixelrt_export.tiny.records import Record
 from pixelrt_export.tiny.scenes import scene
 from pixelrt_export.tiny.things import Scene
@@ -29,9 +29,7 @@ CLIP_EVERY = 5  # scenes
 MEASURES = {"iou": "mean IoU", "ciou": "cIoU", "refused": "refused right"}
 
 
-def kinds(look: Look) -> list[str]:
-    sentences = [f"sentence: {kind}" for kind in look.expressions]
-    return ["panoptic", "video", *sentences, *(f"region: {kind}" for kind in MARKS)]
+KINDS = ["panoptic", "video", *(f"sentence: {kind}" for kind in MIX), *(f"region: {kind}" for kind in MARKS)]
 
 
 def panoptic(
@@ -65,11 +63,11 @@ def panoptic(
 
 
 def spoken(
-    segmenter: pixelrt.Segmenter, frame: pixelrt.Frame, look: Look, group: str, drawn: Scene, seed: int
+    segmenter: pixelrt.Segmenter, frame: pixelrt.Frame, group: str, drawn: Scene, seed: int
 ) -> Iterator[Record]:
     """One sentence of each kind that the scene allows."""
-    for kind in look.expressions:
-        asked = sentence(drawn.things, random.Random(f"{seed} {kind}"), kind, look)
+    for kind in MIX:
+        asked = sentence(drawn.things, random.Random(f"{seed} {kind}"), kind)
         if asked is None:
             continue
         query = Refer(
@@ -110,9 +108,9 @@ def marked(
             )
 
 
-def followed(segmenter: pixelrt.Segmenter, look: Look, group: str, seed: int, long_side: int) -> Record:
+def followed(segmenter: pixelrt.Segmenter, group: str, seed: int, long_side: int) -> Record:
     """The things of a clip's first frame in the frames after it. The record shows the frame that went worst."""
-    film = clip(seed, long_side, look.groups()[group])
+    film = clip(seed, long_side, GROUPS[group])
     things, first = film.tracked(), film.frames[0]
     regions = Regions(masks=[first.mask(t) for t in things])
     results = list(segmenter.track([f.image for f in film.frames], regions))[1:]
@@ -137,13 +135,11 @@ def followed(segmenter: pixelrt.Segmenter, look: Look, group: str, seed: int, lo
     )
 
 
-def examine(
-    segmenter: pixelrt.Segmenter, look: Look, group: str, seed: int, long_side: int
-) -> Iterator[Record]:
-    drawn = scene(seed, long_side, look.groups()[group], look)
+def examine(segmenter: pixelrt.Segmenter, group: str, seed: int, long_side: int) -> Iterator[Record]:
+    drawn = scene(seed, long_side, GROUPS[group])
     frame = segmenter.encode(drawn.image)
     yield panoptic(segmenter, frame, group, drawn, seed)
-    yield from spoken(segmenter, frame, look, group, drawn, seed)
+    yield from spoken(segmenter, frame, group, drawn, seed)
     yield from marked(segmenter, frame, group, drawn, seed)
-    if look.videos and seed % CLIP_EVERY == 0:
-        yield followed(segmenter, look, group, seed, long_side)
+    if seed % CLIP_EVERY == 0:
+        yield followed(segmenter, group, seed, long_side)

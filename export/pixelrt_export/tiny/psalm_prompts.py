@@ -9,7 +9,6 @@ from dataclasses import dataclass
 import numpy as np
 from pixelrt.families.psalm_regions import discs, rasterised
 
-from pixelrt_export.tiny.looks import FLAT, Look
 from pixelrt_export.tiny.relations import relations, sides, sizes
 from pixelrt_export.tiny.things import COLOURS, SHAPES, STRANGERS, Thing, plural_of
 
@@ -17,6 +16,18 @@ NAMES = tuple(f"{colour} {shape}" for colour in COLOURS for shape in SHAPES)
 BACKGROUND = "background"
 KINDS = ("class", "sentence", "region")
 MARKS = ("point", "scribble", "box", "mask")
+# Kind of a sentence -> how often it is drawn, where a scene allows it.
+MIX = {
+    "name": 0.3,
+    "texture": 0.1,
+    "shape": 0.08,
+    "colour": 0.07,
+    "side": 0.11,
+    "size": 0.08,
+    "relation": 0.12,
+    "several": 0.08,
+    "none": 0.06,
+}
 
 
 @dataclass(frozen=True)
@@ -52,9 +63,9 @@ def classes(things: Sequence[Thing], rng: random.Random) -> Asked:
     return Asked("class", (*names, BACKGROUND), answers)
 
 
-def expressions(things: Sequence[Thing], look: Look = FLAT) -> dict[str, list[tuple[str, tuple[Thing, ...]]]]:
+def expressions(things: Sequence[Thing]) -> dict[str, list[tuple[str, tuple[Thing, ...]]]]:
     """Every expression that fits, by kind: the words and the things meant. things: left to right."""
-    found: dict[str, list[tuple[str, tuple[Thing, ...]]]] = {kind: [] for kind in look.expressions}
+    found: dict[str, list[tuple[str, tuple[Thing, ...]]]] = {kind: [] for kind in MIX}
     groups: dict[tuple[str, str], list[Thing]] = {}
     for thing in things:
         called = {"name": thing.name, "shape": thing.shape, "colour": f"{thing.colour} shape"}
@@ -68,37 +79,22 @@ def expressions(things: Sequence[Thing], look: Look = FLAT) -> dict[str, list[tu
             found[kind].append((f"the {name}", (bearers[0],)))
         elif len(bearers) > 1 and kind != "texture":
             found["several"].append((f"the {plural_of(name)}", tuple(bearers)))
-        far = len(bearers) == 2 and bearers[1].x - bearers[0].x > 20
-        if look is FLAT and far and kind in ("name", "shape"):
-            for side, thing in zip(("left", "right"), bearers, strict=True):
-                found["side"].append((f"the {name} on the {side}", (thing,)))
-    if look is FLAT:
-        by_size = sorted(things, key=lambda t: t.radius)
-        if by_size[-1].radius > 1.15 * by_size[-2].radius:
-            found["size"].append(("the largest shape", (by_size[-1],)))
-        if 1.15 * by_size[0].radius < by_size[1].radius:
-            found["size"].append(("the smallest shape", (by_size[0],)))
-    else:
-        compared = {"size": sizes(things), "side": sides(things), "relation": relations(things)}
-        for kind, phrases in compared.items():
-            found[kind] += [(f"the {text}", (thing,)) for text, thing in phrases]
+    compared = {"size": sizes(things), "side": sides(things), "relation": relations(things)}
+    for kind, phrases in compared.items():
+        found[kind] += [(f"the {text}", (thing,)) for text, thing in phrases]
     here = {t.name for t in things}
-    absent = [name for name in NAMES if name not in here]
-    if look is not FLAT:
-        absent += STRANGERS
+    absent = [name for name in NAMES if name not in here] + list(STRANGERS)
     found["none"] = [(f"the {name}", ()) for name in absent]
     return found
 
 
-def sentence(
-    things: Sequence[Thing], rng: random.Random, kind: str | None = None, look: Look = FLAT
-) -> Asked | None:
+def sentence(things: Sequence[Thing], rng: random.Random, kind: str | None = None) -> Asked | None:
     """A random expression, of `kind` where given: None where the scene allows none of that kind."""
-    found = expressions(things, look)
-    kinds = [k for k in look.expressions if found[k] and kind in (None, k)]
+    found = expressions(things)
+    kinds = [k for k in MIX if found[k] and kind in (None, k)]
     if not kinds:
         return None
-    chosen = rng.choices(kinds, [look.expressions[k] for k in kinds])[0]
+    chosen = rng.choices(kinds, [MIX[k] for k in kinds])[0]
     text, meant = rng.choice(found[chosen])
     text = text.removeprefix("the ") if kind is None and rng.random() < 0.2 else text
     return Asked("sentence", (text,), {t.label: (0,) for t in meant})

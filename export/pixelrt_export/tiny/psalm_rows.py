@@ -18,7 +18,6 @@ from pixelrt.families.psalm_regions import pooling_weights
 from torch import Tensor
 
 from pixelrt_export.reference.psalm import Psalm
-from pixelrt_export.tiny.looks import FLAT, Look
 from pixelrt_export.tiny.psalm_prompts import KINDS, Asked, classes, regions, sentence
 from pixelrt_export.tiny.scene_cache import MOST, Batch
 
@@ -41,9 +40,9 @@ class Rows:
 
 
 class Packer:
-    def __init__(self, prompts: PsalmPrompt, image_tokens: int, square: int, look: Look = FLAT):
+    def __init__(self, prompts: PsalmPrompt, image_tokens: int, square: int):
         """square: px a side of the network's input."""
-        self.prompts, self.image_tokens, self.square, self.look = prompts, image_tokens, square, look
+        self.prompts, self.image_tokens, self.square = prompts, image_tokens, square
         self.prefix = len(prompts.head) + image_tokens
 
     def asked(self, batch: Batch, sentences: int, rng: random.Random) -> list[list[Asked]]:
@@ -51,7 +50,7 @@ class Packer:
         labels, out = batch.labels.cpu().numpy(), []
         for b, things in enumerate(batch.things):
             height, width = batch.fitted[b]
-            spoken = [sentence(things, rng, look=self.look) for _ in range(sentences)]
+            spoken = [sentence(things, rng) for _ in range(sentences)]
             marked = regions(things, labels[b, :height, :width], rng)
             out.append([classes(things, rng), *(s for s in spoken if s), marked])
             earlier = batch.before[b]

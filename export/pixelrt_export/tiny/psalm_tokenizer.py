@@ -13,7 +13,6 @@ from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
 from pixelrt_export.families.psalm import MARKERS, PROMPT
 from pixelrt_export.psalm_tokenizer import EOS, SEG, read_psalm_tokenizer
-from pixelrt_export.tiny.looks import FLAT, Look
 from pixelrt_export.tiny.psalm_prompts import BACKGROUND, NAMES, sentence
 from pixelrt_export.tiny.scenes import scene
 from pixelrt_export.tiny.things import COLOURS, SHAPES
@@ -21,7 +20,7 @@ from pixelrt_export.tiny.things import COLOURS, SHAPES
 PAD = "[PAD]"
 
 
-def corpus(scenes: int, look: Look = FLAT) -> Iterator[str]:
+def corpus(scenes: int) -> Iterator[str]:
     """All that is ever encoded: texts of the templates, class names, sentences."""
     for template in PROMPT["templates"].values():
         for mark in (IMAGE, MASKS, CONDITIONS, *MARKERS.values()):
@@ -34,12 +33,12 @@ def corpus(scenes: int, look: Look = FLAT) -> Iterator[str]:
             yield f" the {name}."
     rng = random.Random(0)
     for seed in range(scenes):
-        asked = sentence(scene(10**8 + seed, look=look).things, rng, look=look)
+        asked = sentence(scene(10**8 + seed).things, rng)
         assert asked is not None
         yield f" {asked.texts[0]}."
 
 
-def write_tokenizer(folder: Path, scenes: int = 400, pieces: int = 640, look: Look = FLAT) -> None:
+def write_tokenizer(folder: Path, scenes: int = 400, pieces: int = 640) -> None:
     """vocab.json, merges.txt, added_tokens.json and the two files of settings."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
@@ -47,7 +46,7 @@ def write_tokenizer(folder: Path, scenes: int = 400, pieces: int = 640, look: Lo
     trainer = trainers.BpeTrainer(
         vocab_size=pieces, min_frequency=8, initial_alphabet=alphabet, show_progress=False
     )
-    tokenizer.train_from_iterator(corpus(scenes, look), trainer)
+    tokenizer.train_from_iterator(corpus(scenes), trainer)
     model = json.loads(tokenizer.to_str())["model"]
     vocab = dict(sorted(model["vocab"].items(), key=lambda item: item[1]))
     merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in model["merges"]]

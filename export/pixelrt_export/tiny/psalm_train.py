@@ -1,6 +1,6 @@
 """Train the tiny PSALM from nothing on drawn scenes, within a fixed time.
 
-python -m pixelrt_export.tiny.psalm_train --out DIR [--minutes 90] [--look flat] [--device cpu] [--processes 2]
+python -m pixelrt_export.tiny.psalm_train --out DIR [--minutes 85] [--device cpu] [--processes 2]
     [--smoke]
 
 The schedule is tied to the time spent, so a run always anneals to its end: Swin and the pixel decoder with dense
@@ -19,7 +19,6 @@ import torch
 from torch import Tensor, nn
 
 from pixelrt_export.families.psalm import FILL
-from pixelrt_export.tiny.looks import LOOKS
 from pixelrt_export.tiny.muon import Muon
 from pixelrt_export.tiny.psalm_checkpoint import QUERIES, SIDE, new_model, save_checkpoint
 from pixelrt_export.tiny.psalm_losses import Crutches, dense_loss, joint_loss
@@ -46,14 +45,13 @@ SMOKE = {"minutes": 0.3, "scenes": 64, "films": 8, "images": 3, "sentences": 1, 
 class Settings:
     out: str
     cache: str
-    minutes: float = 90.0
-    scenes: int = 20000
+    minutes: float = 85.0
+    scenes: int = 24000
     images: int = 12  # a step, over all processes; the first stage takes twice as many
     sentences: int = 2  # an image, besides a class list and some regions
     rate: float = 3e-3
-    films: int = 2000  # clips to train on, where the look has videos
+    films: int = 2000  # clips to train on
     pairs: int = 2  # of the images of a step so many pairs are two frames of a clip
-    look: str = "flat"  # or "shaded": how the scenes are drawn and what is asked
     seed: int = 0
     processes: int = 2
     threads: int = 1
@@ -105,22 +103,16 @@ class PsalmRun(Run):
         self.trained = Trained(vocab_size(words)).to(self.s.device)
         self.optimisers = optimisers(self.trained, self.s.rate)
         config = self.trained.net.config
-        self.packer = Packer(read_prompts(words, QUERIES), config.image_tokens, config.image_size, self.look)
-        self.scenes = drawn_scenes(Path(self.s.cache), self.s.scenes, side=SIDE, look=self.look)
-        self.films = None
-        if self.look.videos:
-            self.films = drawn_scenes(
-                Path(self.s.cache), 2 * self.s.films, side=SIDE, look=self.look, films=True
-            )
+        self.packer = Packer(read_prompts(words, QUERIES), config.image_tokens, config.image_size)
+        self.scenes = drawn_scenes(Path(self.s.cache), self.s.scenes, side=SIDE)
+        self.films = drawn_scenes(Path(self.s.cache), 2 * self.s.films, side=SIDE, films=True)
         self.extra_state = {"tokenizer": {file.name: file.read_bytes() for file in words.iterdir()}}
 
     def write(self) -> None:
         save_checkpoint(self.trained.net, self.out / "tokenizer", self.out / "checkpoint")
 
     def batch(self, images: int, rng: np.random.Generator) -> Batch:
-        """Scenes, and where the look has videos some pairs of frames."""
-        if self.films is None:
-            return draw_batch(self.scenes, images, rng, FILL)
+        """Scenes, and some pairs of frames of clips."""
         framed = 2 * min(max(1, self.s.pairs // self.s.processes), (images - 1) // 2)
         scenes = draw_batch(self.scenes, images - framed, rng, FILL)
         return scenes.joined(draw_batch(self.films, framed, rng, FILL, films=True)) if framed else scenes
@@ -142,13 +134,12 @@ class PsalmRun(Run):
 
 
 def train(settings: Settings) -> None:
-    words, look = Path(settings.out) / "tokenizer", LOOKS[settings.look]
+    words = Path(settings.out) / "tokenizer"
     if not (words / "merges.txt").exists():
-        write_tokenizer(words, min(400, settings.scenes), look=look)
+        write_tokenizer(words, min(400, settings.scenes))
     read_prompts(words, QUERIES)  # writes the runtime's form of it, before the processes read it
-    drawn_scenes(Path(settings.cache), settings.scenes, side=SIDE, look=look)
-    if look.videos:
-        drawn_scenes(Path(settings.cache), 2 * settings.films, side=SIDE, look=look, films=True)
+    drawn_scenes(Path(settings.cache), settings.scenes, side=SIDE)
+    drawn_scenes(Path(settings.cache), 2 * settings.films, side=SIDE, films=True)
     start(PsalmRun, settings)
 
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 
 import torch
 from torch import Tensor
 
-from pixelrt_export.tiny.looks import FLAT, Look
-from pixelrt_export.tiny.questions import caption, question
+from pixelrt_export.tiny.questions import MIX, caption, question
 from pixelrt_export.tiny.things import Thing
 from pixelrt_export.tiny.tokenizer import BOS, HEAD, Tokenizer
 
@@ -30,8 +30,8 @@ class Rows:
 
 
 class Packer:
-    def __init__(self, tokenizer: Tokenizer, image_tokens: int, look: Look = FLAT):
-        self.tokenizer, self.look = tokenizer, look
+    def __init__(self, tokenizer: Tokenizer, image_tokens: int, mix: Mapping[str, float] = MIX):
+        self.tokenizer, self.mix = tokenizer, mix
         self.before = [BOS, *tokenizer.encode(HEAD + "<im_start>")]
         self.after = tokenizer.encode("<im_end>")
         self.prefix = len(self.before) + image_tokens + len(self.after)
@@ -46,7 +46,7 @@ class Packer:
             for segment, asked in enumerate(
                 [
                     caption(things),
-                    *(question(things, rng, mix=self.look.questions) for _ in range(questions)),
+                    *(question(things, rng, mix=self.mix) for _ in range(questions)),
                 ],
                 1,
             ):

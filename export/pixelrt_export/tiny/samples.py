@@ -1,6 +1,6 @@
 """The sample pictures, questions and class list of `calib_data/`: scenes of seeds that training never draws.
 
-python -m pixelrt_export.tiny.samples --out calib_data [--look flat]
+python -m pixelrt_export.tiny.samples --out calib_data
 
 The questions in words are chosen by hand. Those for a PSALM follow from the scene: one of KINDS a picture, in turn.
 """
@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from pixelrt_export.tiny.looks import FLAT, LOOKS, Look
 from pixelrt_export.tiny.psalm_prompts import NAMES, expressions
 from pixelrt_export.tiny.scenes import scene
 from pixelrt_export.tiny.things import Scene
@@ -25,21 +24,6 @@ SEED_BASE = 950_000_000  # training draws from 0, the evaluation from 900,000,00
 LONG_SIDE = 280  # px; twice what the small model sees, and less than 160 kB as PNG
 # Seed above SEED_BASE -> a question that fits what is in the scene; chosen by looking at them.
 SAMPLES = {
-    7517: "Segment the red circle and the blue star.",
-    38: "Segment the striped shapes.",
-    19: "Where is the green circle? Please respond with segmentation mask.",  # there is none
-    35: "Show me the purple square and the yellow cross.",
-    1462: "Find the dotted shapes in the image.",
-    16: "Segment the yellow triangle.",  # there are several
-    20: "Could you outline the blue circle for me?",
-    36: "Please segment the green circle and the yellow cross.",
-    32: "Can you segment the blue square in this image?",  # there is none
-    11: "Segment the dotted shapes.",
-    4: "What is the purple square in this image? Please output segmentation mask.",
-    14: "Segment the red triangle and the green cross.",
-}
-
-SHADED_SAMPLES = {
     1517: "Segment the red circle and the blue star.",
     6: "Segment the striped shapes.",
     7: "Where is the green circle? Please respond with segmentation mask.",  # there is none
@@ -58,11 +42,11 @@ KINDS = ("refer", "classes", "refer", "points", "refer", "boxes")
 DISTRACTORS = 6  # class names of things that are not there, beside those that are
 
 
-def typed(drawn: Scene, number: int, look: Look) -> dict[str, Any]:
+def typed(drawn: Scene, number: int) -> dict[str, Any]:
     """What a PSALM is asked about picture `number`, with one right answer: a key of `prompts.jsonl` and its value."""
     rng, kind = random.Random(number), KINDS[(number - 1) % len(KINDS)]
     if kind == "refer":
-        found = expressions(drawn.things, look)
+        found = expressions(drawn.things)
         texts = [
             text for name, meant in found.items() if name not in ("several", "none") for text, _ in meant
         ]
@@ -87,15 +71,15 @@ def _box(rows: np.ndarray, columns: np.ndarray) -> list[int]:
     return [int(edge) for edge in (columns.min(), rows.min(), columns.max() + 1, rows.max() + 1)]
 
 
-def write_samples(folder: Path, look: Look = FLAT) -> None:
+def write_samples(folder: Path) -> None:
     """scene_01.png, scene_02.png, ..., prompts.jsonl, one object a line (see quantize/records.py); and classes.txt."""
     folder.mkdir(parents=True, exist_ok=True)
-    lines, samples = [], SAMPLES if look is FLAT else SHADED_SAMPLES
-    for number, (seed, prompt) in enumerate(samples.items(), start=1):
+    lines = []
+    for number, (seed, prompt) in enumerate(SAMPLES.items(), start=1):
         name = f"scene_{number:02}.png"
-        drawn = scene(SEED_BASE + seed, LONG_SIDE, look=look)
+        drawn = scene(SEED_BASE + seed, LONG_SIDE)
         Image.fromarray(drawn.image).save(folder / name, optimize=True)
-        row = {"image": name, "prompt": prompt, **typed(drawn, number, look)}
+        row = {"image": name, "prompt": prompt, **typed(drawn, number)}
         lines.append(json.dumps(row) + "\n")
     (folder / "prompts.jsonl").write_text("".join(lines), encoding="utf-8")
     (folder / "classes.txt").write_text("".join(f"{name}\n" for name in NAMES), encoding="utf-8")
@@ -104,6 +88,5 @@ def write_samples(folder: Path, look: Look = FLAT) -> None:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description="Draw the sample pictures of calib_data.")
     parser.add_argument("--out", type=Path, default=Path("calib_data"), help="Folder to write to.")
-    parser.add_argument("--look", choices=sorted(LOOKS), default="flat", help="of the scenes")
     args = parser.parse_args()
-    write_samples(args.out, LOOKS[args.look])
+    write_samples(args.out)

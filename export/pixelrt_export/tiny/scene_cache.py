@@ -12,7 +12,6 @@ from torch import Tensor
 
 from pixelrt_export.reference.preprocess import MEAN, STD
 from pixelrt_export.tiny.clips import clip
-from pixelrt_export.tiny.looks import FLAT, LOOKS, Look
 from pixelrt_export.tiny.scenes import scene
 from pixelrt_export.tiny.things import COLOURS, LONG_SIDE, SHAPES, TEXTURES, Scene, Thing
 
@@ -72,8 +71,8 @@ def _arrays(folder: Path, key: str, count: int, side: int, mode: str) -> dict[st
     }
 
 
-def _key(count: int, side: int, look: Look, films: bool) -> str:
-    parts = {"": True, f"_{side}": side != LONG_SIDE, f"_{look.name}": look is not FLAT, "_films": films}
+def _key(count: int, side: int, films: bool) -> str:
+    parts = {"": True, f"_{side}": side != LONG_SIDE, "_films": films}
     return str(count) + "".join(part for part, told in parts.items() if told)
 
 
@@ -83,10 +82,10 @@ def _frame(seed: int, side: int) -> Scene:
     return film.later(seed) if seed % 2 else film.frames[0]
 
 
-def _draw_share(folder: Path, count: int, side: int, look: str, films: bool, share: range) -> None:
-    arrays = _arrays(folder, _key(count, side, LOOKS[look], films), count, side, "r+")
+def _draw_share(folder: Path, count: int, side: int, films: bool, share: range) -> None:
+    arrays = _arrays(folder, _key(count, side, films), count, side, "r+")
     for seed in share:
-        drawn = _frame(seed, side) if films else scene(seed, side, look=LOOKS[look])
+        drawn = _frame(seed, side) if films else scene(seed, side)
         height, width = drawn.labels.shape
         arrays["images"][seed, :height, :width] = drawn.image
         arrays["labels"][seed, :height, :width] = drawn.labels
@@ -95,12 +94,12 @@ def _draw_share(folder: Path, count: int, side: int, look: str, films: bool, sha
             arrays["tables"][seed, thing.label - 1] = _row(thing)
 
 
-def _draw_all(folder: Path, count: int, side: int, look: str, films: bool, processes: int) -> None:
+def _draw_all(folder: Path, count: int, side: int, films: bool, processes: int) -> None:
     if processes == 1:
-        return _draw_share(folder, count, side, look, films, range(count))
+        return _draw_share(folder, count, side, films, range(count))
     workers = [
         multiprocessing.get_context("spawn").Process(
-            target=_draw_share, args=(folder, count, side, look, films, range(i, count, processes))
+            target=_draw_share, args=(folder, count, side, films, range(i, count, processes))
         )
         for i in range(processes)
     ]
@@ -117,19 +116,18 @@ def drawn_scenes(
     count: int,
     processes: int = 2,
     side: int = LONG_SIDE,
-    look: Look = FLAT,
     films: bool = False,
 ) -> dict[str, np.memmap]:
     """Scenes of the seeds 0..count-1, drawn on the first call (about 4 ms each) and mapped on later ones.
 
     side: the longer one of each, in pixels. films: two frames each of count / 2 clips (25 ms a frame) instead.
     """
-    key = _key(count, side, look, films)
+    key = _key(count, side, films)
     done = folder / f"done_{key}"
     if not done.exists():
         folder.mkdir(parents=True, exist_ok=True)
         _arrays(folder, key, count, side, "w+")
-        _draw_all(folder, count, side, look.name, films, processes if count > 256 else 1)
+        _draw_all(folder, count, side, films, processes if count > 256 else 1)
         done.touch()
     return _arrays(folder, key, count, side, "r")
 

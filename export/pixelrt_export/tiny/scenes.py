@@ -12,9 +12,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from pixelrt_export.tiny.backgrounds import backdrop
-from pixelrt_export.tiny.flat_scenes import flat_scene
-from pixelrt_export.tiny.looks import FLAT, Look
+from pixelrt_export.tiny.backgrounds import TRAINED, backdrop
 from pixelrt_export.tiny.objects import Cover, Finish, Pose, covered, finish, paint
 from pixelrt_export.tiny.things import COLOURS, LONG_SIDE, SHAPES, TEXTURES, Scene, Thing
 
@@ -24,16 +22,11 @@ LEAST_PIXELS = 120.0  # visible ones of a thing, in a picture of LONG_SIDE
 LEAST_APART = 5.0  # columns between the centres of two things, in a picture of LONG_SIDE
 
 
-def scene(
-    seed: int, long_side: int = LONG_SIDE, photographs: tuple[str, ...] | None = None, look: Look = FLAT
-) -> Scene:
-    """2 to 5 things on a background. Same arguments, same scene. photographs: by default those of training."""
-    names = photographs or look.trained
-    return flat_scene(seed, long_side, names) if look is FLAT else shaded_scene(seed, long_side, names)
+def scene(seed: int, long_side: int = LONG_SIDE, photographs: tuple[str, ...] = TRAINED) -> Scene:
+    """2 to 5 things on a background. Same arguments, same scene. photographs: of which one may be behind them.
 
-
-def shaded_scene(seed: int, long_side: int, photographs: tuple[str, ...]) -> Scene:
-    """From 2 : 1 to 1 : 2, small things and large ones, some touching, hiding each other, or cut by the frame."""
+    From 2 : 1 to 1 : 2, small things and large ones, some touching, hiding each other, or cut by the frame.
+    """
     unit = long_side / LONG_SIDE
     for attempt in range(200):
         rng = np.random.default_rng([seed, attempt, 1])

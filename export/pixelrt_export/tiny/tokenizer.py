@@ -11,7 +11,6 @@ from pathlib import Path
 
 import sentencepiece
 
-from pixelrt_export.tiny.looks import FLAT, Look
 from pixelrt_export.tiny.questions import caption, question
 from pixelrt_export.tiny.scenes import scene
 
@@ -29,22 +28,22 @@ def prompt_text(question_text: str) -> str:
     return f"{HEAD}<im_start><image><im_end>\n{question_text} ASSISTANT:"
 
 
-def corpus(scenes: int, look: Look = FLAT) -> Iterator[str]:
+def corpus(scenes: int) -> Iterator[str]:
     """Template, questions and answers; the pieces between added tokens stand alone, as they are encoded."""
     rng = random.Random(0)
     for seed in range(scenes):
-        things = scene(10**8 + seed, look=look).things
-        for asked in (caption(things), *(question(things, rng, mix=look.questions) for _ in range(4))):
+        things = scene(10**8 + seed).things
+        for asked in (caption(things), *(question(things, rng) for _ in range(4))):
             yield HEAD.rstrip()
             yield f"{asked.text} ASSISTANT:"
             yield from (part.strip() for part in asked.answer.split("[SEG]") if part.strip())
 
 
-def train_model(scenes: int = 1500, pieces: int = 640, look: Look = FLAT) -> bytes:
+def train_model(scenes: int = 1500, pieces: int = 640) -> bytes:
     """A `tokenizer.model` with LLaMA's flags: BPE, byte fallback, identity, dummy prefix, split digits."""
     model = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=corpus(scenes, look),
+        sentence_iterator=corpus(scenes),
         model_writer=model,
         model_type="bpe",
         vocab_size=pieces,

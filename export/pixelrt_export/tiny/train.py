@@ -1,6 +1,6 @@
 """Train the tiny PixelLM from nothing on drawn scenes, within a fixed time.
 
-python -m pixelrt_export.tiny.train --out DIR [--minutes 90] [--look flat] [--device cpu] [--processes 2]
+python -m pixelrt_export.tiny.train --out DIR [--minutes 150] [--device cpu] [--processes 2]
     [--smoke]
 
 The schedule is tied to the time spent, so a run always anneals to its end: the encoder with dense heads first
@@ -27,7 +27,6 @@ from torch import Tensor, nn
 
 from pixelrt_export.tiny.checkpoint import save_checkpoint
 from pixelrt_export.tiny.curves import write_curves
-from pixelrt_export.tiny.looks import LOOKS
 from pixelrt_export.tiny.losses import encoder_loss, joint_loss
 from pixelrt_export.tiny.optimisation import (
     ENCODER_SHARE,
@@ -43,21 +42,19 @@ from pixelrt_export.tiny.tokenizer import Tokenizer, train_model
 
 ORACLE_UNTIL = 0.40  # of the joint stage
 SAVE_EVERY_S = 120
-CHOICES = {"look": sorted(LOOKS), "dtype": ["bfloat16", "float32"]}
+CHOICES = {"dtype": ["bfloat16", "float32"]}
 
 
 @dataclass(frozen=True)
 class Settings:
     out: str
     cache: str
-    minutes: float = 90.0
-    scenes: int = 40000
+    minutes: float = 150.0
+    scenes: int = 50000
     images: int = 16  # a step, over all processes; the encoder stage takes twice as many
     questions: int = 4  # an image, besides the caption
-    most_masks: int = 56  # a step, over all processes
-    patch: int = 14  # px; 10 gives 49 image tokens in place of 25 and masks of 56 x 56 in place of 40 x 40
+    most_masks: int = 40  # a step, over all processes
     rate: float = 3e-3
-    look: str = "flat"  # or "shaded": how the scenes are drawn and what is asked
     seed: int = 0
     processes: int = 2
     threads: int = 1
@@ -72,7 +69,7 @@ class Run:
     encoder_share = ENCODER_SHARE  # of the time, in which the encoder is trained alone
 
     def __init__(self, settings: Settings, rank: int):
-        self.s, self.rank, self.out, self.look = settings, rank, Path(settings.out), LOOKS[settings.look]
+        self.s, self.rank, self.out = settings, rank, Path(settings.out)
         torch.manual_seed(settings.seed)
         self.build()
         self.step, self.spent_s, self.started = 0, 0.0, time.monotonic()  # spent: before this start
@@ -82,10 +79,10 @@ class Run:
     def build(self) -> None:
         """What is trained (`net` and `crutches`), its optimisers, its data."""
         self.tokenizer = Tokenizer((self.out / "tokenizer.model").read_bytes())
-        self.trained = Trained(self.tokenizer, self.s.patch).to(self.s.device)
+        self.trained = Trained(self.tokenizer).to(self.s.device)
         self.optimisers = optimisers(self.trained, self.s.rate)
-        self.packer = Packer(self.tokenizer, self.trained.net.sizes.token_grid**2, self.look)
-        self.scenes = drawn_scenes(Path(self.s.cache), self.s.scenes, look=self.look)
+        self.packer = Packer(self.tokenizer, self.trained.net.sizes.token_grid**2)
+        self.scenes = drawn_scenes(Path(self.s.cache), self.s.scenes)
         self.extra_state = {"tokenizer": self.tokenizer.pieces.serialized_model_proto()}
 
     def write(self) -> None:
@@ -225,8 +222,8 @@ def train(settings: Settings) -> None:
     out.mkdir(parents=True, exist_ok=True)
     model = out / "tokenizer.model"
     if not model.exists():
-        model.write_bytes(train_model(min(1500, settings.scenes), look=LOOKS[settings.look]))
-    drawn_scenes(Path(settings.cache), settings.scenes, look=LOOKS[settings.look])
+        model.write_bytes(train_model(min(1500, settings.scenes)))
+    drawn_scenes(Path(settings.cache), settings.scenes)
     start(Run, settings)
 
 

@@ -122,8 +122,8 @@ def main() -> None:
         page.wait_for_timeout(400)  # the last mask's entry fades in
         beside = asked.out.with_suffix(".part.png")
         page.screenshot(path=str(beside))
-    # A palette of 256 colours is a third of the file.
-    Image.open(beside).convert("RGB").quantize(256).save(beside, optimize=True)
+    # A palette would be a third of the file, and pale: a photograph leaves few of its colours to the masks.
+    Image.open(beside).convert("RGB").save(beside, optimize=True)
     beside.replace(asked.out)
 
 

@@ -129,6 +129,8 @@ def test_a_failed_export_leaves_the_old_bundle(
     before = {file.name: file.read_bytes() for file in target.iterdir()}
 
     class Broken:
+        TYPED = False
+
         @staticmethod
         def sources(checkpoint, vision_tower):
             return {"": checkpoint}

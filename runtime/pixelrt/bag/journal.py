@@ -6,15 +6,14 @@ rest is missing, so it is cut off and its image asked about again. Records are r
 
 from __future__ import annotations
 
-import fcntl
 import json
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from pixelrt.errors import InputError
+from pixelrt.line_file import LineFile, line_of
 
 FORMAT = 1
 
@@ -26,22 +25,16 @@ class Journal:
         """about: what the records depend on. Raises InputError for a file made otherwise, or in use."""
         self.path, self.done = path, 0
         self._about = {"pixelrt_bag": FORMAT, **about}
-        self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+        self._file = LineFile(path, "OUT")
         try:
-            try:
-                fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                raise InputError(
-                    f"{path} is being written by another run. Wait for it, or give another OUT."
-                ) from None
             self._find_end()
         except BaseException:
-            os.close(self._file)
+            self._file.close()
             raise
 
     def add(self, record: Any) -> None:
         """What the next image gave."""
-        self._write(record)
+        self._file.write(record)
         self.done += 1
 
     def records(self) -> Iterator[Any]:
@@ -52,7 +45,7 @@ class Journal:
                 yield json.loads(line)
 
     def _find_end(self) -> None:
-        first, whole = _line(self._about), 0
+        first, whole = line_of(self._about), 0
         with self.path.open("rb") as lines:
             for line in lines:
                 if not line.endswith(b"\n"):
@@ -61,9 +54,9 @@ class Journal:
                     raise self._other(line)
                 self.done += whole > 0
                 whole += len(line)
-        os.ftruncate(self._file, whole)
+        self._file.cut(whole)
         if not whole:
-            self._write(self._about)
+            self._file.write(self._about)
 
     def _other(self, line: bytes) -> InputError:
         try:
@@ -74,20 +67,10 @@ class Journal:
         what = f"was made with another {names[0]}" if names else "is not a journal of pixelrt bag"
         return InputError(f"{self.path} {what}. To begin anew: --restart; or give another OUT.")
 
-    def _write(self, record: Any) -> None:
-        line = _line(record)
-        if os.write(self._file, line) < len(line):
-            raise OSError(f"the disk is full: {self.path}")
-        os.fsync(self._file)
-
     def __enter__(self) -> Journal:
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        os.close(self._file)
-
-
-def _line(record: Any) -> bytes:
-    return json.dumps(record, ensure_ascii=False, allow_nan=False).encode("utf-8", "replace") + b"\n"
+        self._file.close()

@@ -6,14 +6,13 @@ the disk; of a run that was killed in the middle of one, the unfinished line is 
 
 from __future__ import annotations
 
-import fcntl
 import json
-import os
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from pixelrt.errors import InputError
+from pixelrt.line_file import LineFile, line_of
 
 VERSION = 1
 
@@ -27,27 +26,21 @@ class Journal:
         self.records: dict[str, Any] = {}
         self._about = {"pixelrt_eval": VERSION, **about}
         path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+        self._file = LineFile(path, "--out")
         try:
-            try:
-                fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                raise InputError(
-                    f"{path} is being written by another run. Wait for it, or give another --out."
-                ) from None
             self._read()
         except BaseException:
-            os.close(self._file)
+            self._file.close()
             raise
 
     def add(self, item: str, record: Any) -> None:
-        self._write({"item": item, "record": record})
+        self._file.write({"item": item, "record": record})
         self.records[item] = record
 
     def _read(self) -> None:
         data = self.path.read_bytes()
         whole = data[: data.rfind(b"\n") + 1]
-        first = _line(self._about)
+        first = line_of(self._about)
         try:
             if not whole and not first.startswith(data):
                 raise ValueError("not the beginning of ours")
@@ -65,15 +58,9 @@ class Journal:
                 f"{self.path} was made with another {(names or ['version'])[0]}. "
                 "Delete it, or give another --out."
             )
-        os.ftruncate(self._file, len(whole))
+        self._file.cut(len(whole))
         if not whole:
-            self._write(self._about)
-
-    def _write(self, entry: Any) -> None:
-        line = _line(entry)
-        if os.write(self._file, line) < len(line):
-            raise OSError(f"the disk is full: {self.path}")
-        os.fsync(self._file)
+            self._file.write(self._about)
 
     def __enter__(self) -> Journal:
         return self
@@ -81,8 +68,4 @@ class Journal:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        os.close(self._file)
-
-
-def _line(entry: Any) -> bytes:
-    return json.dumps(entry, ensure_ascii=False, allow_nan=False).encode("utf-8", "replace") + b"\n"
+        self._file.close()

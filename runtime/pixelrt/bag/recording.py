@@ -100,14 +100,14 @@ class Recording:
         chosen = [c for c in self.reader.connections if topic is None or c.topic == topic]
         try:
             yield from self.reader.messages(chosen)
-        except Exception as error:
+        except Exception as error:  # damaged bytes raise whatever the decoder comes upon
             raise InputError(_damaged(self.path, error)) from error
 
     def message(self, connection: Connection, data: bytes) -> Any:
         """Raises InputError for one that is damaged."""
         try:
             return self.reader.deserialize(data, connection.msgtype)
-        except Exception as error:
+        except Exception as error:  # likewise
             raise InputError(
                 f"a message on {connection.topic} is no {connection.msgtype}: {error!s:.200}"
             ) from None
@@ -145,7 +145,7 @@ def opened(path: Path) -> Iterator[Recording]:
         reader.open()
     except OSError:
         raise
-    except Exception as error:
+    except Exception as error:  # likewise
         raise InputError(_damaged(path, error)) from error
     try:
         yield Recording(path, reader)

@@ -9,7 +9,7 @@ import numpy as np
 
 from pixelrt.engine import Array, Joined
 from pixelrt.errors import InputError
-from pixelrt.language import Context
+from pixelrt.language import Context, Rows
 from pixelrt.tokens import TokenTable
 
 SEG_RUNS = ("complete", "original")
@@ -114,44 +114,111 @@ def generate(
     of them is kept that the model would have chosen: the answer is the same with any drafter (Leviathan et al. 2023,
     the greedy case). No more are read than the engine takes at once.
     """
-    complete = seg_runs == "complete"
-    check_prompted(len(seg_rows), codebook, seg_runs)
-    result, before = Generation(), context.forwards
-    begun: list[int] = []  # the rest of a run, which follows whatever the model says
-    ahead = drafter([])[: max_new_tokens - 1]  # read already; right as far as the model chooses the same
-    ahead = ahead[: context.room(len(ahead), len(prefill), len(seg_rows) + 1)]
-    result.drafted += len(ahead)
-    rows = context(
-        _followed(prefill, table(ahead)) if ahead else prefill,
-        [*seg_rows, *range(len(prefill) - 1, len(prefill) + len(ahead))],
-        np.concatenate([visible, np.ones(len(ahead), np.bool_)]),
+    writing = Writing(
+        table,
+        prefill,
+        visible,
+        seg_rows,
+        codebook,
+        eos=eos,
+        max_new_tokens=max_new_tokens,
+        seg_runs=seg_runs,
+        drafter=drafter,
     )
-    result.seg_hidden.extend(rows.hidden[: len(seg_rows)])
-    at = len(seg_rows)  # the row that predicts the next token
-    while True:
-        own = not begun
-        token = _chosen(rows.logits[at]) if own else begun.pop(0)
-        if token in codebook.ids:
-            result.seg_hidden.append(rows.hidden[at])
-            if complete and own:
-                token, *begun = codebook.ids
-        result.token_ids.append(token)
-        result.finished, result.forwards = token == eos, context.forwards - before
-        yield result
-        left = max(max_new_tokens - len(result.token_ids), len(begun))
-        if not result.finished and left and ahead[:1] == [token]:
-            ahead, at = ahead[1:], at + 1
-            continue
-        result.refused += len(ahead) - (ahead[:1] == [token])
-        context.rewind(context.length - len(ahead))
-        if result.finished or not left:
-            return
+    before = context.forwards
+    while not writing.over:
+        drafted = context.room(len(writing.draft), len(writing.must), len(writing.rows))
+        found = context(*writing.reading(drafted))
+        writing.result.forwards = context.forwards - before
+        yield from writing.take(found)
+        context.rewind(context.length - writing.refused)
+
+
+class Writing:
+    """One answer being written: what it wants read next, and what it makes of what the model says about that.
+
+    `must` (S, H) has to be read, with logits of its `rows`; `draft`, token ids, as far as there is room. Then
+    `reading` what is read, `take` what came of it, and drop the last `refused` tokens from the cache; until `over`.
+    """
+
+    def __init__(
+        self,
+        table: TokenTable,
+        prefill: Array | Joined,
+        visible: Array,
+        seg_rows: Sequence[int],
+        codebook: Codebook,
+        *,
+        eos: int,
+        max_new_tokens: int,
+        seg_runs: str,
+        drafter: Callable[[Sequence[int]], list[int]] = no_drafts,
+    ) -> None:
+        """See `generate`."""
+        check_prompted(len(seg_rows), codebook, seg_runs)
+        self.table, self.codebook, self.drafter = table, codebook, drafter
+        self.eos, self.max_new_tokens, self.complete = eos, max_new_tokens, seg_runs == "complete"
+        self.result = Generation()
+        self.must, self.visible = prefill, visible
+        self.rows = [*seg_rows, len(prefill) - 1]
+        self.draft = drafter([])[: max_new_tokens - 1]
+        self.refused = 0  # tokens at the end of what was read last that are no part of the answer
+        self.over = False
+        self._prompted = len(seg_rows)  # rows before the one that predicts the next token
+        self._begun: list[int] = []  # the rest of a run, which follows whatever the model says
+        self._ahead: list[int] = []  # read already; right as far as the model chooses the same
+
+    @property
+    def reserve(self) -> int:
+        """Tokens of cache that it may still need, those of refused drafts not counted."""
+        return len(self.must) + self.max_new_tokens - len(self.result.token_ids) + self.codebook.run - 1
+
+    def reading(self, drafted: int) -> tuple[Array | Joined, list[int], Array]:
+        """Embeddings, rows and key mask of what is read, the first `drafted` tokens of the draft among it."""
+        draft = self.draft[:drafted]
+        self.result.drafted += len(draft)
+        self._ahead += draft
+        count = len(self.must)
+        return (
+            _followed(self.must, self.table(draft)) if draft else self.must,
+            [*self.rows, *range(count, count + len(draft))],
+            np.concatenate([self.visible, np.ones(len(draft), np.bool_)]),
+        )
+
+    def take(self, found: Rows) -> Iterator[Generation]:
+        """found: of the rows that `reading` named. Gives the same Generation after each token of the answer."""
+        result, codebook = self.result, self.codebook
+        result.seg_hidden.extend(found.hidden[: self._prompted])
+        at, self._prompted = self._prompted, 0
+        while True:
+            own = not self._begun
+            token = _chosen(found.logits[at]) if own else self._begun.pop(0)
+            if token in codebook.ids:
+                result.seg_hidden.append(found.hidden[at])
+                if self.complete and own:
+                    token, *self._begun = codebook.ids
+            result.token_ids.append(token)
+            result.finished = token == self.eos
+            yield result
+            left = max(self.max_new_tokens - len(result.token_ids), len(self._begun))
+            agreed = self._ahead[:1] == [token]
+            if result.finished or not left or not agreed:
+                break
+            self._ahead, at = self._ahead[1:], at + 1
+        self.refused = len(self._ahead)
+        result.refused += self.refused - agreed
+        self.over = result.finished or not left
+        if not self.over:
+            self._go_on(token, left)
+
+    def _go_on(self, token: int, left: int) -> None:
+        """Ask for the chosen token to be read, with what surely follows it, and a draft of what may."""
         # The last token of an answer is not read: nothing follows it.
-        drafted = drafter([*result.token_ids, *begun])[: max(0, left - 1 - len(begun))]
-        drafted = drafted[: context.room(len(drafted), 1 + len(begun), 1 + len(begun))]
-        result.drafted += len(drafted)
-        ahead = [*begun, *drafted][: left - 1]
-        rows, at = context(table([token, *ahead]), range(1 + len(ahead))), 0
+        self._ahead = self._begun[: left - 1]
+        self.must = self.table([token, *self._ahead])
+        self.rows, self.visible = list(range(len(self.must))), np.ones(len(self.must), np.bool_)
+        drafted = self.drafter([*self.result.token_ids, *self._begun])
+        self.draft = drafted[: max(0, left - 1 - len(self._begun))]
 
 
 def _followed(rows: Array | Joined, more: Array) -> Array | Joined:

@@ -94,11 +94,13 @@ class Context:
         asked: Mapping[str, Array],
         visible: npt.NDArray[np.bool_] | None = None,
         places: npt.NDArray[np.int64] | None = None,
+        looks: npt.NDArray[np.bool_] | None = None,
     ) -> dict[str, Value]:
         """Append embeddings (S, H); gives the graph's outputs for what is asked of these S rows.
 
         asked: the inputs that only this model's graph has. visible (S,): tokens that no later token may look at
-        are False (a token always sees itself). places (S,): positions, where they do not simply go on.
+        are False (a token always sees itself). places (S,): positions, where they do not simply go on. looks
+        (S, length + S): where a token must not look at all that is before it, False.
         """
         count, start = len(embeddings), self.length
         end = start + count
@@ -113,6 +115,8 @@ class Context:
         seen = min(-(-end // step) * step, self.capacity)
         mask = np.zeros((count, seen), np.bool_)
         mask[:, :end] = (np.arange(end)[None] <= np.arange(start, end)[:, None]) & self.visible[:end]
+        if looks is not None:
+            mask[:, :end] &= looks
         inputs: dict[str, Value | Joined] = {
             "inputs_embeds": embeddings if isinstance(embeddings, Joined) else embeddings[None],
             "position_ids": self.places[None, start:end],
@@ -168,9 +172,10 @@ class Context:
             if not self._in_place:
                 self._past[name] = cache[:, :, :length]
             elif more:
-                self._past[name] = np.pad(
-                    np.asarray(cache)[:, :, :length], ((0, 0), (0, 0), (0, self.capacity - length), (0, 0))
-                )
+                rows, heads, _, width = cache.shape
+                grown = self.engine.memory.zeros(name, (rows, heads, self.capacity, width))
+                np.asarray(grown)[:, :, :length] = np.asarray(cache)[:, :, :length]
+                self._past[name] = grown
 
 
 def positions(engine: Engine, most: int) -> int:

@@ -94,12 +94,28 @@ class Segmenter(Protocol):
         """image: path, bytes, file object, PIL image or uint8 array (H, W, 3), (H, W, 4), (H, W)."""
         ...
 
+    def encode_batch(self, images: Sequence[Any]) -> list[Frame]:
+        """`encode` of each, several in one run of the encoder."""
+        ...
+
     def segment(
         self, frame: Any, prompt: str | Query, max_new_tokens: int = 512, seg_runs: str = "complete"
     ) -> Result:
         """Answer one question about a frame (or about an image, which is then encoded first).
 
         prompt: words, or a query of `pixelrt.queries`. max_new_tokens, seg_runs: for families that write words.
+        """
+        ...
+
+    def segment_batch(
+        self, images: Any, prompts: Any, max_new_tokens: int = 512, seg_runs: str = "complete"
+    ) -> Sequence[Result]:
+        """The answers that `segment` gives to each question, made together.
+
+        images: one image or frame for all prompts, or a list; prompts: one, or a list; of two lists of several the
+        first is asked about the first, and so on. What several answers have in common is shared out in their timing,
+        so that the times of all together are the time that passed. Bad input raises InputError, which names the one
+        that is bad, before anything runs.
         """
         ...
 

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from pixelrt.batch import Opened, each, encoded, frames_of, opened, paired, read_all
 from pixelrt.bundle import Bundle
 from pixelrt.conversation import Conversation
 from pixelrt.drafts import Drafts
 from pixelrt.engine import Array, Backend, Joined
-from pixelrt.errors import InputError
 from pixelrt.families import pixellm_drafts
-from pixelrt.families.pixellm_masks import drawn
+from pixelrt.families.pixellm_batch import answered
+from pixelrt.families.pixellm_manifest import FORM, check_tokens
+from pixelrt.families.pixellm_masks import drawn, labelled
 from pixelrt.families.pixellm_text import rendered
 from pixelrt.generate import (
     Codebook,
@@ -27,7 +28,7 @@ from pixelrt.generate import (
     no_drafts,
     prompt_rows,
 )
-from pixelrt.image import ImageSpec, open_image, prepare
+from pixelrt.image import ImageSpec
 from pixelrt.language import Context, positions
 from pixelrt.manifest import MANIFEST, check
 from pixelrt.masks import Answer, Decoding, Mask, label_spans
@@ -39,13 +40,6 @@ from pixelrt.streaming import streamed
 from pixelrt.tokens import TokenTable
 
 FEATURES = ("level0", "level0_key", "level0_value", "level0_query", "level1")
-# This family's part of a manifest; see pixelrt.manifest.
-FORM = {
-    "prompt": {"template": str},
-    "tokens": {"bos": int, "eos": int, "pad": int, "seg": [int], "seg_scales": int, "image_tokens": int},
-    "language": {"hidden": int, "max_positions": int},
-    "drafts?": pixellm_drafts.FORM,
-}
 
 
 def open_family(bundle: Bundle, backend: Backend) -> PixelLM:
@@ -71,7 +65,7 @@ class PixelLM:
         self._pixel_decoder = backend.open("pixel_decoder")
         self.eos = tokens["eos"]
         self.max_positions = positions(self._language, language["max_positions"])
-        _check_tokens(bundle, self.codebook, self.scales)
+        check_tokens(bundle, self.codebook, self.scales)
         self.image_spec = ImageSpec.from_dict(manifest["image"])
         self.prompt = PromptBuilder(
             read_tokenizer(bundle.file(tokens["tokenizer"])),
@@ -88,17 +82,24 @@ class PixelLM:
 
     def encode(self, image: Any) -> Frame:
         """All that depends on the image alone; reuse the frame for every question about it."""
-        timing: dict[str, float] = {}
-        with stage(timing, "image"):
-            rgb = open_image(image)
-            prepared = prepare(rgb, self.image_spec)
-        with stage(timing, "encode"):
-            out = self._encoder({"pixels": prepared.pixels, "patch_valid": prepared.patch_valid})
-        features = {name: out[name] for name in FEATURES}
-        tokens = out["image_tokens"][0]
-        return Frame(
-            rgb, prepared.content, tokens, prepared.token_valid, features, self.bundle.sha256, timing
-        )
+        return next(self._frames([opened(image)]))
+
+    def encode_batch(self, images: Sequence[Any]) -> list[Frame]:
+        """`encode` of each, several in one run of the encoder."""
+        return list(self._frames(each("Image", images, opened)))
+
+    def _frames(self, pictures: Sequence[Opened]) -> Iterator[Frame]:
+        inputs = ("pixels", "patch_valid")
+        for picture, prepared, out in encoded(self._encoder, self.image_spec, inputs, pictures):
+            yield Frame(
+                picture.rgb,
+                prepared.content,
+                out["image_tokens"][0],
+                prepared.token_valid,
+                {name: out[name] for name in FEATURES},
+                self.bundle.sha256,
+                picture.timing,
+            )
 
     def check(
         self,
@@ -137,8 +138,17 @@ class PixelLM:
         frame = frame_of(self, frame)
         timing: dict[str, float] = {}
         with stage(timing, "language"):
-            *_, generation = self._generated(frame, ids, max_new_tokens, seg_runs)
+            *_, generation = self.steps(frame, ids, max_new_tokens, seg_runs)
         return self.answer(frame, generation, timing)
+
+    def segment_batch(
+        self, images: Any, prompts: Any, max_new_tokens: int = 512, seg_runs: str = "complete"
+    ) -> list[Answer]:
+        """Several questions at once; see `pixelrt.segmenter.Segmenter`."""
+        pictures, which, asked = paired(images, prompts)
+        ids = each("Prompt", asked, lambda prompt: self._asked(prompt, max_new_tokens, seg_runs))
+        frames = frames_of(read_all(self, pictures), self._frames)
+        return answered(self, [frames[i] for i in which], ids, max_new_tokens, seg_runs)
 
     def stream(
         self,
@@ -150,17 +160,17 @@ class PixelLM:
         """`segment`'s answer as it comes; see `pixelrt.segmenter.Segmenter` and `pixelrt.streaming`."""
         ids = self._asked(prompt, max_new_tokens, seg_runs)
         frame = frame_of(self, frame)
-        steps = self._generated(frame, ids, max_new_tokens, seg_runs)
+        steps = self.steps(frame, ids, max_new_tokens, seg_runs)
         return streamed(self, frame, steps, seg_runs == "complete")
 
-    def _generated(
+    def steps(
         self, frame: Frame, ids: Prompt, max_new_tokens: int, seg_runs: str
     ) -> Generator[Generation, None, None]:
         """The answer growing by one token at a time; see `generate`."""
         embeddings, visible = self.embedded(frame, ids)
-        length, spare = len(visible), self.codebook.run - 1
-        budget = min(max_new_tokens, self.max_positions - length - spare)
-        with self._context(frame, ids, length + budget + spare) as context:
+        length = len(visible)
+        budget = self.budget(length, max_new_tokens)
+        with self._context(frame, ids, length + budget + self.codebook.run - 1) as context:
             read = context.position
             yield from self.generated(
                 context,
@@ -170,6 +180,10 @@ class PixelLM:
                 max_new_tokens=budget,
                 seg_runs=seg_runs,
             )
+
+    def budget(self, length: int, max_new_tokens: int) -> int:
+        """Tokens that an answer to a prompt of `length` may have, but for the rest of a run."""
+        return min(max_new_tokens, self.max_positions - length - (self.codebook.run - 1))
 
     def embedded(self, frame: Frame, ids: Prompt) -> tuple[Joined, NDArray[np.bool_]]:
         """What the language model reads of a prompt, (L, H), and which of it later tokens may look at, (L,)."""
@@ -264,10 +278,7 @@ class PixelLM:
         targets = generation.targets(self.codebook)
         if targets is None:
             return []
-        masks, places = self.draw(frame, targets, timing), self.places(generation, text, spans)
-        return [
-            replace(mask, label=label, span=span) for mask, (label, span) in zip(masks, places, strict=True)
-        ]
+        return labelled(self.draw(frame, targets, timing), self.places(generation, text, spans))
 
     def places(
         self, generation: Generation, text: str, spans: dict[int, tuple[int, int]]
@@ -278,19 +289,3 @@ class PixelLM:
         # Targets named in the prompt, or in pieces, have no place in the answer.
         starts = generation.run_starts(self.codebook)
         return [("", None) if start is None else placed.get(start, ("", None)) for start in starts]
-
-
-def _check_tokens(bundle: Bundle, codebook: Codebook, scales: int) -> None:
-    """Ids that are used must be rows of the token table, and the codebook must divide into its scales."""
-    tokens, (rows, width) = bundle.manifest["tokens"], bundle.manifest["embeddings"]["shape"]
-    ids = [*codebook.ids, tokens["bos"], tokens["eos"], tokens["pad"]]
-    distinct = len(set(codebook.ids)) == codebook.run > 0
-    if not distinct or scales < 1 or codebook.run % scales or max(ids) >= rows:
-        raise InputError(
-            f"{bundle.path} has codebook ids {list(codebook.ids)} in {scales} scales and {rows} rows of embeddings, "
-            "which do not fit one another. Export the bundle again."
-        )
-    if width != bundle.manifest["language"]["hidden"]:
-        raise InputError(
-            f"{bundle.path} has embeddings of another width than its model. Export the bundle again."
-        )

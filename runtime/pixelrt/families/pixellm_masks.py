@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -26,6 +27,11 @@ def drawn(pixel_decoder: Engine, frame: Frame, hidden: Array, timing: dict[str, 
         masks, scores, boxes = (_stacked(each) for each in zip(*found, strict=True))
         low_res = _stacked([np.asarray(part) for part in planes])
     return [Mask(masks[i], float(scores[i]), "", None, _box(boxes[i]), low_res[i]) for i in range(count)]
+
+
+def labelled(masks: Sequence[Mask], places: Sequence[tuple[str, tuple[int, int] | None]]) -> list[Mask]:
+    """The masks with labels and spans."""
+    return [replace(mask, label=label, span=span) for mask, (label, span) in zip(masks, places, strict=True)]
 
 
 def _stacked(parts: Sequence[Array]) -> Array:

@@ -3,26 +3,29 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any, NoReturn
 
 import numpy as np
 from pixelrt_kernels.upsample_mask.reference import box_of
 
+from pixelrt.batch import Opened, each, encoded, frames_of, opened, paired, read_all
 from pixelrt.bundle import Bundle
 from pixelrt.engine import Array, Backend, Joined, Value
 from pixelrt.errors import InputError
 from pixelrt.families import psalm_masks as post
+from pixelrt.families.psalm_batch import decoded
 from pixelrt.families.psalm_prompt import REGION, PsalmPrompt, Tail, tail_of
 from pixelrt.families.psalm_regions import region_masks, region_vectors
+from pixelrt.families.psalm_results import Result, labels_of, result_of
 from pixelrt.families.psalm_video import distinct, fused, tracked
-from pixelrt.image import ImageSpec, open_image, prepare
+from pixelrt.image import ImageSpec, open_image
 from pixelrt.language import Context, positions
 from pixelrt.manifest import MANIFEST, check
-from pixelrt.masks import Answer, Mask
-from pixelrt.queries import KINDS, Classes, Query, Refer, Regions, Track, refuse
-from pixelrt.results import Instances, Panoptic, Semantic, Tracked
+from pixelrt.masks import Mask
+from pixelrt.queries import Classes, Query, Refer, Regions, Track, refuse
+from pixelrt.results import Tracked
 from pixelrt.segmenter import Frame, frame_of, stage
 from pixelrt.tokens import TokenTable
 
@@ -51,7 +54,6 @@ FORM = {
     "tokens": {"image_tokens": int, "mask_tokens": {"first": int, "count": int}},
     "language": {"max_positions": int},
 }
-Result = Panoptic | Instances | Semantic | Answer | Tracked
 
 
 def open_family(bundle: Bundle, backend: Backend) -> Psalm:
@@ -79,17 +81,26 @@ class Psalm:
 
     def encode(self, image: Any) -> Frame:
         """All that depends on the image alone; reuse the frame for every question about it."""
-        timing: dict[str, float] = {}
-        with stage(timing, "image"):
-            rgb = open_image(image)
-            prepared = prepare(rgb, self.image_spec)
-        with stage(timing, "encode"):
-            features = self._encoder({"pixels": prepared.pixels})
-        tokens = features.pop("image_tokens")[0]
-        # Padding is attended to like everything else: the model was trained so.
-        visible = np.ones(len(tokens), np.bool_)
-        context = Context(self._language, 0)
-        return Frame(rgb, prepared.content, tokens, visible, features, self.bundle.sha256, timing, context)
+        return next(self._frames([opened(image)]))
+
+    def encode_batch(self, images: Sequence[Any]) -> list[Frame]:
+        """`encode` of each, several in one run of the encoder."""
+        return list(self._frames(each("Image", images, opened)))
+
+    def _frames(self, pictures: Sequence[Opened]) -> Iterator[Frame]:
+        for picture, prepared, features in encoded(self._encoder, self.image_spec, ("pixels",), pictures):
+            tokens = features.pop("image_tokens")[0]
+            yield Frame(
+                picture.rgb,
+                prepared.content,
+                tokens,
+                # Padding is attended to like everything else: the model was trained so.
+                np.ones(len(tokens), np.bool_),
+                features,
+                self.bundle.sha256,
+                picture.timing,
+                Context(self._language, 0),
+            )
 
     def check(
         self,
@@ -121,14 +132,37 @@ class Psalm:
         ):  # of a frame all is checked on the way; encoding a picture takes long
             self.check(query, frame)
         frame = self._frame(frame)
-        if isinstance(query, Classes):
-            return self._classes(frame, query)
-        if isinstance(query, Refer):
-            return self._referred(frame, query)
-        if isinstance(query, Regions):
-            return self._regions(frame, query)
-        vectors = self.region_vectors(self._frame(query.first), query.regions)
-        return self._track(frame, vectors, _labels(query.regions))
+        tail, vectors = self._phrased(frame, query)
+        return self._result(frame, query, *self._decode(frame, tail, vectors))
+
+    def segment_batch(
+        self, images: Any, prompts: Any, max_new_tokens: int = 512, seg_runs: str = "complete"
+    ) -> list[Result]:
+        """Several questions at once; see `pixelrt.segmenter.Segmenter`."""
+        pictures, which, asked = paired(images, prompts)
+        queries = each("Prompt", asked, _query)
+        read = read_all(self, pictures)
+        about = [one.rgb if isinstance(one, Opened) else one for one in read]
+        each("Prompt", list(zip(queries, (about[i] for i in which), strict=True)), lambda q: self.check(*q))
+        frames = frames_of(read, self._frames)
+        rows = [(frames[i], query) for i, query in zip(which, queries, strict=True)]
+        found = decoded(self, [(frame, *self._phrased(frame, query)) for frame, query in rows])
+        return [self._result(frame, query, *one) for (frame, query), one in zip(rows, found, strict=True)]
+
+    def _phrased(self, frame: Frame, query: Query) -> tuple[Tail, Array | None]:
+        """How a query is written, and the vectors of its regions (R, H)."""
+        marked = query.regions if isinstance(query, Track) else query
+        source = self._frame(query.first) if isinstance(query, Track) else frame
+        vectors = self.region_vectors(source, marked) if isinstance(marked, Regions) else None
+        return tail_of(self.prompt, marked), vectors
+
+    def _result(
+        self, frame: Frame, query: Query, logits: Value, scores: Array, timing: dict[str, float]
+    ) -> Result:
+        """Of mask logits (Q, h, w) and scores (Q, K)."""
+        with stage(timing, "masks"):
+            result = result_of(query, logits, scores, self._sizes(frame))
+        return replace(result, timing=timing)
 
     def stream(
         self,
@@ -167,7 +201,7 @@ class Psalm:
                 vectors = self.region_vectors(frame, regions)
                 yield self._first(frame, regions)
                 continue
-            result = self._track(frame, vectors, _labels(regions))
+            result = self._track(frame, vectors, labels_of(regions))
             yield result
             if memory:
                 vectors = self._remembered(frame, result, vectors)
@@ -195,42 +229,11 @@ class Psalm:
     def _tail(self, query: Classes) -> Tail:
         return self.prompt.classes([*query.names, self.prompt.background])
 
-    def _classes(self, frame: Frame, query: Classes) -> Panoptic | Instances | Semantic:
-        logits, scores, timing = self._decode(frame, self._tail(query))
-        rules: dict[str, Callable[..., Panoptic | Instances | Semantic]] = {
-            "panoptic": post.panoptic,
-            "instance": post.instances,
-            "semantic": post.semantic,
-        }
-        with stage(timing, "masks"):
-            result = rules[query.task](logits, scores, query, self._sizes(frame))
-        return replace(result, timing=timing)
-
-    def _referred(self, frame: Frame, query: Refer) -> Answer:
-        logits, scores, timing = self._decode(frame, self.prompt.sentence(query.sentences))
-        with stage(timing, "masks"):
-            answer = post.referred(logits, scores, query, self._sizes(frame))
-        return replace(answer, timing=timing)
-
-    def _regions(self, frame: Frame, query: Regions) -> Answer:
-        vectors = self.region_vectors(frame, query)
-        logits, scores, timing = self._decode(frame, self.prompt.regions(len(query)), vectors)
-        with stage(timing, "masks"):
-            answer = post.of_regions(logits, scores, _labels(query), self._sizes(frame))
-        return replace(answer, timing=timing)
-
     def _decode(
         self, frame: Frame, tail: Tail, vectors: Array | None = None
     ) -> tuple[Value, Array, dict[str, float]]:
         """Mask logits (Q, h, w), scores (Q, K) and the time spent. vectors (R, H): where `tail` has regions."""
-        timing: dict[str, float] = {}
-        with stage(timing, "language"), self._reading:
-            read = self._read(frame, tail, vectors)
-        kind = np.array([self.condition_kinds[tail.kind]], np.int64)
-        inputs = {"queries": read["queries"], "conditions": read["conditions"], "condition_kind": kind}
-        with stage(timing, "pixel_decoder"):
-            out = self._pixel_decoder({**inputs, **frame.features})
-        return out["mask_logits"][0], np.asarray(out["scores"])[0], timing
+        return decoded(self, [(frame, tail, vectors)])[0]
 
     def _read(self, frame: Frame, tail: Tail, vectors: Array | None) -> dict[str, Value]:
         """Conditions (1, K, D) and queries (1, Q, D). The first prompt about a frame reads head and image too."""
@@ -314,12 +317,12 @@ class Psalm:
 
     def _first(self, frame: Frame, regions: Regions) -> Tracked:
         if len(regions.masks) < len(regions):
-            masks = self._regions(frame, regions).masks
+            masks = self.segment(frame, regions).masks
         else:
             blank = np.zeros((0, 0), np.float32)
             masks = [
                 Mask(mask, 1.0, label, None, box_of(mask), blank)
-                for mask, label in zip(regions.masks, _labels(regions), strict=True)
+                for mask, label in zip(regions.masks, labels_of(regions), strict=True)
             ]
         return Tracked(masks, fused(masks, _size(frame)), {})
 
@@ -343,8 +346,3 @@ def _query(prompt: Query | str) -> Query:
 
 def _size(frame: Frame) -> tuple[int, int]:
     return frame.image.shape[0], frame.image.shape[1]
-
-
-def _labels(regions: Regions) -> list[str]:
-    """`point 1`, `box 2`, ... numbered through."""
-    return [f"{KINDS[kind]} {number}" for number, (kind, _) in enumerate(regions.each(), start=1)]

@@ -36,6 +36,11 @@ class Tail:
     def __len__(self) -> int:
         return len(self.ids)
 
+    @property
+    def conditions(self) -> int:
+        """K."""
+        return int(self.condition.max(initial=0))
+
     def pool(self, part: slice) -> NDArray[np.float32]:
         """(K', S'): row k averages the tokens of the k-th condition that lies in `part`."""
         condition = self.condition[part]

@@ -54,12 +54,12 @@ def form_of(query: Any) -> dict[str, str]:
 
 
 def same(served_masks: list[dict[str, Any]], masks: Any) -> None:
+    """Requests that were answered together have sums added up in another order: a score's last digits differ, and a
+    pixel may whose logit is as good as zero."""
     assert len(served_masks) == len(masks) > 0
     for told, mask in zip(served_masks, masks, strict=True):
-        assert (
-            told["rle"] == mask.rle() and told["label"] == mask.label and told["score"] == float(mask.score)
-        )
-        assert np.array_equal(rle.decode(told["rle"]), mask.mask)
+        assert told["label"] == mask.label and told["score"] == pytest.approx(float(mask.score), abs=1e-4)
+        assert np.count_nonzero(rle.decode(told["rle"]) != mask.mask) <= 1
 
 
 def test_words(pixellm: Service, samples: list[tuple[Path, str]]) -> None:

@@ -90,6 +90,12 @@ def talk(served: Service, script: Callable[[httpx.AsyncClient], Awaitable[T]], *
     return asyncio.run(main())
 
 
+async def until(true: Callable[[], bool]) -> None:
+    """Let the others run until something holds."""
+    while not true():
+        await asyncio.sleep(0.001)
+
+
 def ask(client: httpx.AsyncClient, prompt: str = "the mug", shade: int = 0) -> Awaitable[httpx.Response]:
     return client.post("/v1/segment", files={"image": png(shade)}, data={"prompt": prompt})
 

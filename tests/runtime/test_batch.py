@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -48,10 +49,23 @@ def counted(segmenter: Any, targets: str) -> Any:
     return twin
 
 
-@pytest.fixture(scope="module", params=[False, True], ids=["in place", "growing"])
-def pixellm(request: pytest.FixtureRequest, golden_bundle_a: Path) -> Any:
+@pytest.fixture(scope="module")
+def pixellm(golden_bundle_a: Path) -> Any:
     bundle = Bundle.read(golden_bundle_a)
-    return open_bundle(bundle, OrtBackend(bundle, compatible=request.param))
+    return open_bundle(bundle, OrtBackend(bundle))
+
+
+@pytest.fixture(scope="module")
+def growing(golden_bundle_a: Path) -> Any:
+    """With the cache that becomes a new one in each step."""
+    bundle = Bundle.read(golden_bundle_a)
+    return open_bundle(bundle, OrtBackend(bundle, compatible=True))
+
+
+@pytest.fixture(scope="module")
+def alone(pixellm: Any) -> Any:
+    """Number of a picture and prompt -> the answer to that question alone."""
+    return cache(lambda picture, prompt: pixellm.segment(PICTURES[picture], prompt, TOKENS))
 
 
 def same(answer: Any, alone: Any) -> None:
@@ -82,53 +96,50 @@ def test_which_question_is_about_which_picture() -> None:
             batch.paired(images, prompts)
 
 
-def test_several_pictures_and_questions(pixellm: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Pictures of three shapes in one run of the encoder, questions with two heads, one twice, one alone; then the
-    same asked of frames that are there, in groups of a few."""
+def test_several_pictures_and_questions(pixellm: Any, alone: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pictures of three shapes in one run of the encoder, questions with two heads, one twice, one alone; then frames
+    that are there, a few at once."""
     seg = counted(pixellm, "seg_hidden")
-    images = [PICTURES[0], PICTURES[1], PICTURES[0], PICTURES[2], PICTURES[1], PICTURES[0]]
-    prompts = ["What?", "Find it, please.", OTHER_HEAD, "Where?", OTHER_HEAD, "What?"]
-    alone = [pixellm.segment(i, p, TOKENS) for i, p in zip(images, prompts, strict=True)]
-    assert sum(len(answer.masks) for answer in alone) > 4
-    answers = seg.segment_batch(images, prompts, TOKENS)
+    about = [0, 1, 0, 2, 1, 0]
+    prompts = ["What?", "Find it, please.", OTHER_HEAD, "Find it, please.", OTHER_HEAD, "What?"]
+    wanted = [alone(picture, prompt) for picture, prompt in zip(about, prompts, strict=True)]
+    answers = seg.segment_batch([PICTURES[picture] for picture in about], prompts, TOKENS)
     assert seg._encoder.sizes == [3]
-    assert sum(seg._pixel_decoder.sizes) == sum(len(answer.masks) for answer in alone)
+    assert sum(seg._pixel_decoder.sizes) == sum(len(answer.masks) for answer in wanted) > 4
     assert len(seg._pixel_decoder.sizes) <= 3
-    for answer, wanted in zip(answers, alone, strict=True):
-        same(answer, wanted)
-        assert list(answer.timing) == list(wanted.timing)
-    frames = [pixellm.encode(picture) for picture in images[:2]]
+    for answer, other in zip(answers, wanted, strict=True):
+        same(answer, other)
+        assert list(answer.timing) == list(other.timing)
     monkeypatch.setattr(pixellm_batch, "TOKENS_MAX", 150)
     monkeypatch.setattr(pixellm_batch, "TARGETS_MAX", 1)
     monkeypatch.setattr(batch, "PIXELS_MAX", 1)
-    for frame, answer in zip(frames, seg.segment_batch(frames, "What?", TOKENS), strict=True):
-        same(answer, pixellm.segment(frame, "What?", TOKENS))
-    found = seg.segment_batch(PICTURES, "What?", 1)
-    assert seg._encoder.sizes == [3, 1, 1, 1] and len(found) == 3
+    frames = seg.encode_batch(PICTURES[:2])
+    assert seg._encoder.sizes == [3, 1, 1]
+    for i, answer in enumerate(seg.segment_batch(frames, "Find it, please.", TOKENS)):
+        same(answer, alone(i, "Find it, please."))
 
 
-def test_one_pass_for_all(pixellm: Any) -> None:
+@pytest.mark.parametrize("spelling", ["pixellm", "growing"])
+def test_one_pass_for_all(spelling: str, alone: Any, request: pytest.FixtureRequest) -> None:
     """All read in the passes of the longest; what was read of the picture serves the next question, alone or not."""
-    frame = pixellm.encode(PICTURES[0])
-    prompts = ["What?", "Find it, please.", "Where?", "What?"]
-    seg = copy.copy(pixellm)
-    seg._language, seg.drafts = Counted(pixellm._language, "logit_rows"), None
+    loaded = request.getfixturevalue(spelling)
+    frame, other = loaded.encode_batch(PICTURES[:2])
+    prompts = ["What?", "Find it, please.", "What?"]
+    seg = copy.copy(loaded)
+    seg._language, seg.drafts = Counted(loaded._language, "logit_rows"), None
     seg.prefixes = Prefixes(seg._language)
-    alone = [pixellm.segment(frame, prompt, TOKENS) for prompt in prompts]
     for _ in range(2):
         seg._language.sizes.clear()
         answers = seg.segment_batch(frame, prompts, TOKENS)
         assert len(seg._language.sizes) == max(answer.decoding.forwards for answer in answers)
-        for answer, wanted in zip(answers, alone, strict=True):
-            same(answer, wanted)
-        same(seg.segment(frame, prompts[1], TOKENS), alone[1])
-    other = pixellm.encode(PICTURES[1])
-    for answer, about in zip(seg.segment_batch([frame, other], "What?", TOKENS), (frame, other), strict=True):
-        same(answer, pixellm.segment(about, "What?", TOKENS))
-    same(seg.segment(frame, prompts[1], TOKENS), alone[1])
+        for answer, prompt in zip(answers, prompts, strict=True):
+            same(answer, alone(0, prompt))
+    same(seg.segment(frame, prompts[1], TOKENS), alone(0, prompts[1]))
+    for i, answer in enumerate(seg.segment_batch([frame, other], prompts[1], TOKENS)):
+        same(answer, alone(i, prompts[1]))
+    same(seg.segment(frame, prompts[1], TOKENS), alone(0, prompts[1]))
     seg.prefixes = None
-    for answer, wanted in zip(seg.segment_batch(frame, prompts, TOKENS), alone, strict=True):
-        same(answer, wanted)
+    same(seg.segment_batch(frame, prompts[:2], TOKENS)[1], alone(0, prompts[1]))
 
 
 def test_a_prompt_that_begins_with_a_target_is_asked_alone(pixellm: Any) -> None:

@@ -116,7 +116,7 @@ def test_each_answer_is_its_own(name: str, seg_runs: str) -> None:
     """Pictures of different lengths, questions with and without targets, drafts, limits, answers that end early."""
     cache, limits = CASES[name]
     passes, masks = [], 0
-    for seed in range(40):
+    for seed in range(25):
         rng = np.random.default_rng(seed)
         head = [1, 3, 4]
         pictures = [[int(t) for t in rng.integers(50, 80, int(rng.integers(1, 9)))] for _ in range(2)]
@@ -161,10 +161,10 @@ def test_each_answer_is_its_own(name: str, seg_runs: str) -> None:
             assert 0 <= writing.result.refused <= writing.result.drafted
             masks += len(answer.seg_hidden)
         passes.append((len(engine.read), max(answer.forwards for answer in wanted)))
-    assert masks > 50
+    assert masks > 30
     if name != "few at once":  # never more passes than the longest answer takes without a draft
         assert all(ours <= longest for ours, longest in passes)
-        assert sum(longest - ours for ours, longest in passes) > (0 if name == "a full cache" else 60)
+        assert sum(longest - ours for ours, longest in passes) > (0 if name == "a full cache" else 30)
 
 
 @pytest.mark.parametrize("cache", ["in_place", "concat"])

@@ -33,16 +33,10 @@ pytest.importorskip("uvicorn", reason="needs the extra serve")
 from pixelrt.serve.server import Server, bind  # noqa: E402
 from pixelrt.serve.settings import Settings  # noqa: E402
 
-from tests.runtime.served import Model, ask, metric, png, service, talk  # noqa: E402
+from tests.runtime.served import Model, ask, metric, png, service, talk, until  # noqa: E402
 
 RED = png(200)
 OVERLAY = (Path(__file__).parents[2] / "docs" / "overlay.png").read_bytes()
-
-
-async def until(true: Any) -> None:
-    """Let the others run until something holds."""
-    while not true():
-        await asyncio.sleep(0.001)
 
 
 def error_of(response: Any) -> str:

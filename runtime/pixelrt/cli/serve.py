@@ -80,7 +80,7 @@ MIB = 1 << 20
     type=click.IntRange(min=1),
     default=8,
     show_default=True,
-    help="Requests gathered at once; those about one picture share its encoding.",
+    help="Requests gathered at once; they share passes of the model.",
 )
 @click.option(
     "--max-wait",

@@ -1,8 +1,7 @@
 """The one thread that runs the model, and the bounded queue before it.
 
-What waits is gathered up to `batch` questions or `wait_ms`, sorted by picture, and each picture is encoded once.
-The questions of a picture are answered in turn by `answers_of`; a runtime that reads several prompts in one pass
-takes the place of that function alone.
+What waits is gathered up to `batch` questions or `wait_ms`, sorted by picture, and each picture is encoded once. As
+many pictures as may be kept are then asked about together: see `answers_of`.
 """
 
 from __future__ import annotations
@@ -13,15 +12,14 @@ import threading
 import time
 import traceback
 from collections import deque
-from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import closing
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 from pixelrt.errors import InputError
 from pixelrt.masks import Mask
 from pixelrt.queries import Query
 from pixelrt.segmenter import Frame, Result, Segmenter
+from pixelrt.serve.answering import answers_of
 from pixelrt.serve.frames import Frames
 from pixelrt.serve.metrics import Metrics
 from pixelrt.serve.settings import Settings
@@ -67,6 +65,16 @@ class Question:
 
     def __post_init__(self) -> None:
         self.digest = hashlib.sha256(self.picture).hexdigest()
+
+
+@dataclass(eq=False)
+class Picture:
+    """Questions about one frame. known: somebody else was charged with its encoding. sound: no answer failed."""
+
+    frame: Frame
+    questions: Sequence[Question]
+    known: bool = False
+    sound: bool = True
 
 
 class QueueFull(Exception):
@@ -119,13 +127,26 @@ class Worker:
         while batch := self._gathered():
             self.metrics.batch.observe(len(batch))
             self.metrics.answering.set(len(batch))
-            for questions in _by_picture(batch):
-                try:
-                    self._answer(questions)
-                except Exception as error:  # the thread must outlive whatever happens
-                    for question in questions:
-                        self._failed(question, error)
+            try:
+                self._answer_all(batch)
+            except Exception as error:  # the thread must outlive whatever happens
+                for question in batch:
+                    self._failed(question, error)
             self.metrics.answering.set(0)
+
+    def _answer_all(self, batch: Sequence[Question]) -> None:
+        begun = time.perf_counter()
+        pictures: list[Picture] = []
+        for questions in _by_picture(batch):
+            picture = self._encoded(questions)
+            if picture is None:
+                continue
+            size = sum(each.frame.nbytes for each in (*pictures, picture))
+            if pictures and size > self.settings.frames_bytes:
+                self._answer(pictures, begun)
+                begun, pictures = time.perf_counter(), []
+            pictures.append(picture)
+        self._answer(pictures, begun)
 
     def _gathered(self) -> list[Question]:
         """The next questions, first come first; none when closed and done."""
@@ -142,41 +163,46 @@ class Worker:
             self.metrics.waiting.set(len(self._waiting))
         return batch
 
-    def _answer(self, questions: Sequence[Question]) -> None:
-        """Questions about one picture."""
-        begun = {question: time.perf_counter() for question in questions}
+    def _encoded(self, questions: Sequence[Question]) -> Picture | None:
+        """The picture of these questions; None where nobody waits for it, or it fails."""
         wanted = [question for question in questions if not question.abandoned]
         self.metrics.abandoned.inc(len(questions) - len(wanted))
         if not wanted:
-            return
-        digest = wanted[0].digest
-        frame = self.frames.get(digest)
-        reused = frame is not None
+            return None
+        frame = self.frames.get(wanted[0].digest)
+        if frame is not None:
+            return Picture(frame, wanted, known=True)
         try:
-            if frame is None:
-                frame = self.segmenter.encode(wanted[0].picture)
-                self.metrics.encoder_runs.inc()
-                self.metrics.stages(dict(frame.timing))
+            frame = self.segmenter.encode(wanted[0].picture)
         except Exception as error:
             for question in wanted:
                 self._failed(question, error)
-            return
-        sound = True
-        for question, piece in answers_of(self.segmenter, frame, wanted):
-            if isinstance(piece, Exception):
-                self._failed(question, piece)
-                sound = sound and isinstance(piece, InputError)
-            elif isinstance(piece, str | Mask):
+            return None
+        self.metrics.encoder_runs.inc()
+        self.metrics.stages(dict(frame.timing))
+        return Picture(frame, wanted)
+
+    def _answer(self, pictures: Sequence[Picture], begun: float) -> None:
+        """begun: when the questions left the queue."""
+        of = {question: picture for picture in pictures for question in picture.questions}
+        for question, piece in answers_of(self.segmenter, [(q, p.frame) for q, p in of.items()]):
+            picture = of[question]
+            if isinstance(piece, str | Mask):
                 if question.stream:
                     question.give(piece)
+            elif isinstance(piece, Exception):
+                self._failed(question, piece)
+                picture.sound = picture.sound and isinstance(piece, InputError)
             else:
-                queue_s = begun[question] - question.asked
-                self._answered(question, Answered(question, piece, frame, reused, 1e3 * queue_s))
-                reused = True
-        if sound:
-            self.frames.keep(digest, frame)
-        else:  # what the model had read of it may be half of something
-            self.frames.drop(digest)
+                queue_ms = 1e3 * (begun - question.asked)
+                answered = Answered(question, piece, picture.frame, picture.known, queue_ms)
+                self._answered(question, answered)
+                picture.known = True
+        for picture in pictures:
+            if picture.sound:
+                self.frames.keep(picture.questions[0].digest, picture.frame)
+            else:  # what the model had read of it may be half of something
+                self.frames.drop(picture.questions[0].digest)
 
     def _answered(self, question: Question, answered: Answered) -> None:
         spent_ms = sum(answered.timing_ms.values()) - answered.queue_ms
@@ -195,34 +221,6 @@ class Worker:
             self.metrics.failures.inc()
             traceback.print_exception(error)  # for whoever runs the server; the client gets a sentence
         question.give(error)
-
-
-def answers_of(
-    segmenter: Segmenter, frame: Frame, questions: Sequence[Question]
-) -> Iterator[tuple[Question, str | Mask | Result | Exception]]:
-    """Each question's pieces: words and masks as they come, then the result, or the error in its place."""
-    for question in questions:
-        try:
-            with closing(_pieces(segmenter, frame, question)) as pieces:
-                for piece in pieces:
-                    if question.abandoned:
-                        break
-                    yield question, piece
-        except Exception as error:
-            yield question, error
-
-
-def _pieces(segmenter: Segmenter, frame: Frame, question: Question) -> Generator[Any, None, None]:
-    options: dict[str, Any] = {"max_new_tokens": question.max_new_tokens, "seg_runs": question.seg_runs}
-    stream = getattr(segmenter, "stream", None)
-    if stream is not None:
-        yield from stream(frame, question.query, **options)
-        return
-    result = segmenter.segment(frame, question.query, **options)
-    if question.stream:
-        yield result.text
-        yield from result.masks
-    yield result
 
 
 def _by_picture(questions: Sequence[Question]) -> list[list[Question]]:

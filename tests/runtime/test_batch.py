@@ -138,6 +138,8 @@ def test_one_pass_for_all(spelling: str, alone: Any, request: pytest.FixtureRequ
     for i, answer in enumerate(seg.segment_batch([frame, other], prompts[1], TOKENS)):
         same(answer, alone(i, prompts[1]))
     same(seg.segment(frame, prompts[1], TOKENS), alone(0, prompts[1]))
+    same(seg.segment_batch([frame, other], prompts[1], TOKENS)[0], alone(0, prompts[1]))
+    same(seg.segment(other, prompts[1], TOKENS), alone(1, prompts[1]))
     seg.prefixes = None
     same(seg.segment_batch(frame, prompts[:2], TOKENS)[1], alone(0, prompts[1]))
 

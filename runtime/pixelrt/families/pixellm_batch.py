@@ -158,19 +158,17 @@ def _parts(
 
 @contextmanager
 def _beginning(model: PixelLM, frames: Sequence[Frame], head: list[int], capacity: int) -> Iterator[Context]:
-    """What the language model has read of head and picture already; of several pictures the head alone is kept."""
+    """What the language model has read of head and picture already; of several pictures, of the head alone.
+
+    The first picture is read right behind the head, and stays known there for its next question.
+    """
     if model.prefixes is None:
         yield Context(model._language, capacity)
         return
     with model.prefixes.context(frames[0], head, capacity) as context:
-        if len(frames) == 1:
-            yield context
-            return
-        context.rewind(min(context.length, len(head)))
-        try:
-            yield context
-        finally:
+        if len(frames) > 1:
             context.rewind(min(context.length, len(head)))
+        yield context
 
 
 def _draw(model: PixelLM, questions: Sequence[Question]) -> None:

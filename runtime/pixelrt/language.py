@@ -177,6 +177,16 @@ class Context:
                 np.asarray(grown)[:, :, :length] = np.asarray(cache)[:, :, :length]
                 self._past[name] = grown
 
+    def trim(self) -> None:
+        """Give back the memory behind what was read, where a cache on the host can grow again."""
+        if not self.grows:
+            return
+        self.capacity = self.length
+        self.visible, self.places = self.visible[: self.length].copy(), self.places[: self.length].copy()
+        for name, cache in self._past.items():
+            if isinstance(cache, np.ndarray):
+                self._past[name] = cache[:, :, : self.length].copy()
+
 
 def positions(engine: Engine, most: int) -> int:
     """Tokens that a context of this engine can hold, `most` where the engine sets no limit."""

@@ -210,6 +210,28 @@ def test_what_is_read_of_a_branch(cache: str, skips: bool) -> None:
     assert context.length == held - 2
 
 
+@pytest.mark.parametrize("cache", ["in_place", "concat"])
+def test_room_is_given_back_and_taken_again(cache: str) -> None:
+    rng = np.random.default_rng(0)
+    first, second = rng.normal(size=(5, WIDTH)).astype(np.float32), rng.normal(size=(4, WIDTH))
+
+    def ask(context: Context, rows: np.ndarray) -> Any:
+        count = len(rows)
+        asked = {"pool": np.zeros((1, 1, count), np.float32), "query_rows": np.arange(count)}
+        return context.read(rows.astype(np.float32), asked)["queries"]
+
+    trimmed, plain = (Context(Graph(adding_language, cache), 90) for _ in range(2))
+    for context in (trimmed, plain):
+        ask(context, first)
+        ask(context, second)
+        context.rewind(5)
+    held = trimmed.nbytes
+    trimmed.trim()
+    assert trimmed.capacity == 5 and (trimmed.nbytes < held or cache == "concat")
+    trimmed.rewind(5, 9)
+    assert np.array_equal(ask(trimmed, second), ask(plain, second))
+
+
 def test_which_engines_go_on_behind_any_cache() -> None:
     assert together(Hash("in_place", Limits(tokens=8, cache=64)))
     assert together(Hash("concat"))

@@ -18,6 +18,7 @@ from pixelrt.families.pixellm_masks import labelled
 from pixelrt.generate import Generation, Writing, no_drafts, prompt_rows
 from pixelrt.language import Context, positions
 from pixelrt.masks import Answer, Mask
+from pixelrt.prefix import tokens_of
 from pixelrt.prompt import Prompt
 from pixelrt.segmenter import Frame, stage
 
@@ -168,7 +169,11 @@ def _beginning(model: PixelLM, frames: Sequence[Frame], head: list[int], capacit
     with model.prefixes.context(frames[0], head, capacity) as context:
         if len(frames) > 1:
             context.rewind(min(context.length, len(head)))
-        yield context
+        try:
+            yield context
+        finally:
+            context.rewind(min(context.length, len(head) + tokens_of(frames[0], context)))
+            context.trim()  # what all prompts and answers took is more than the next one needs
 
 
 def _draw(model: PixelLM, questions: Sequence[Question]) -> None:

@@ -123,6 +123,8 @@ def _read(model: Psalm, frame: Frame, questions: Sequence[Question]) -> None:
             "condition_kind": np.array([model.condition_kinds[questions[0].tail.kind]], np.int64),
         },
     )
+    context.rewind(start)
+    context.trim()  # frames are kept, and all prompts together take more than the next one needs
     conditions, queries = np.asarray(out["conditions"]), np.asarray(out["queries"])
     ends = np.cumsum([len(pool) for pool in pools])[:-1]
     for question, own, asked in zip(

@@ -1,7 +1,7 @@
 """What an answer will probably be, from the answers to questions like it.
 
-A language model checks a drafted answer in one step, where it would write it in as many steps as it has tokens. What
-the model does not choose itself is thrown away, so that a draft costs or saves time and changes nothing.
+A language model checks drafted answers in one step, where it would write one in as many steps as it has tokens. What
+the model does not choose itself is thrown away, so that drafts cost or save time and change nothing.
 
 All lists are token ids: questions are the prompt behind the image, answers end with the end-of-text token.
 """
@@ -10,16 +10,14 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from pixelrt.generate import Codebook
-from pixelrt.wording import Form, filled, form_of, matched, place_of, slots
+from pixelrt.guesses import FAINT, GIVEN, LONGEST, TOKEN_COST, Guess, as_text, continued, likely, worth_it
+from pixelrt.wording import Form, form_of, shown
 
 KEPT = 256  # examples
-LONGEST = 16  # tokens drafted in the middle of an answer; a whole answer is drafted once, at its beginning
-WORDS = 2  # tokens of the answer that stand in the question, for it to be continued like that
-TRIED = 3  # answers without a mask, until one is no longer expected of a question in that wording
 COMMON = 0.5  # of the questions hold a word that is no name
 
 
@@ -30,16 +28,18 @@ class Example:
     question: list[int]
     answer: list[int]
     met: int = 0
+    shown: frozenset[tuple[int, ...]] = frozenset()  # names that have masks in the answer
 
 
 class Drafts:
     """Examples to draft answers from: those given, then the ones met. May be shared by threads.
 
-    learning: whether answers become examples. Neither this nor the examples change an answer.
+    learning: whether answers become examples. token_cost: see `pixelrt.guesses.worth_it`. None of this, nor the
+    examples, changes an answer.
     """
 
     def __init__(self, codebook: Codebook, examples: Sequence[Example] = (), learning: bool = True) -> None:
-        self.codebook, self.learning = codebook, learning
+        self.codebook, self.learning, self.token_cost = codebook, learning, TOKEN_COST
         self._lock = threading.Lock()
         self._held_by: Counter[int] = Counter()  # questions that hold a word
         self._asked = 0
@@ -58,10 +58,11 @@ class Drafts:
     def of(self, question: Sequence[int]) -> Draft:
         with self._lock:
             forms, common = dict(self._forms), self._common
-        known = tuple(example.answer for example in reversed(forms.values()))
-        return Draft(
-            list(question), self.codebook, tuple(likely(forms, question, common, self.codebook)), known
-        )
+        met = {form: example.met for form, example in forms.items()}
+        names = frozenset[tuple[int, ...]]().union(*(example.shown for example in forms.values()))
+        guesses = likely(met, names, question, common, self.codebook.ids)
+        texts = tuple((as_text(example.answer), example.met + GIVEN) for example in forms.values())
+        return Draft(list(question), self.codebook, tuple(guesses), texts, self.token_cost)
 
     def learn(self, draft: Draft, answer: Sequence[int]) -> None:
         """Remember what came of a draft."""
@@ -93,85 +94,35 @@ class Drafts:
         for example in examples:
             form = form_of(example.question, example.answer, self._common, self.codebook.ids)
             met = self._forms.pop(form, Example([], [])).met
-            self._forms[form] = Example(example.question, example.answer, met + example.met)
+            names = shown(example.answer, self._common, self.codebook.ids[0])
+            self._forms[form] = Example(example.question, example.answer, met + example.met, names)
 
 
 @dataclass(frozen=True)
 class Draft:
-    """A drafter for `pixelrt.generate.generate`. likely: whole answers, the likeliest first; known: of any question."""
+    """A drafter for `pixelrt.generate.generate`. likely: whole answers to the question; known: see `continued`."""
 
     question: list[int]
     codebook: Codebook
-    likely: tuple[list[int], ...] = ()
-    known: tuple[list[int], ...] = ()
+    likely: tuple[Guess, ...] = ()
+    known: tuple[tuple[str, float], ...] = ()
+    token_cost: float = TOKEN_COST
 
-    @property
-    def whole(self) -> list[int]:
-        return self.likely[0] if self.likely else []
+    def __call__(self, ids: Sequence[int]) -> list[list[int]]:
+        """What may follow the answer's first `ids`, the likeliest first."""
+        ids, seg = list(ids), self.codebook.ids
+        if ids and ids[-1] in seg[:-1]:
+            return [list(seg[seg.index(ids[-1]) + 1 :])]
+        guesses = [Guess(g.ids[len(ids) :], g.share) for g in self.likely if g.ids[: len(ids)] == ids]
+        if ids:
+            best = self.likely[0].ids if self.likely else []
+            texts = [*self.known, (as_text(self.question), 1.0), (as_text(best), 1.0)]
+            guesses += continued(ids, texts)
+            # As if words were exchanged for as many others.
+            guesses += [Guess(best[len(ids) :][:LONGEST], FAINT)]
+            guesses.sort(key=lambda guess: guess.share, reverse=True)
+        return worth_it(guesses, self.token_cost)
 
-    def __call__(self, ids: Sequence[int]) -> list[int]:
-        """Tokens that may follow the answer's first `ids`."""
-        if not ids:
-            return self.whole
-        if ids[-1] in self.codebook.ids[:-1]:
-            return list(self.codebook.ids[self.codebook.ids.index(ids[-1]) + 1 :])
-        return next((found for found in self._guesses(list(ids)) if found), [])[:LONGEST]
-
-    def _guesses(self, ids: list[int]) -> Iterator[list[int]]:
-        yield from (answer[len(ids) :] for answer in self.likely if answer[: len(ids)] == ids)
-        yield followers(self.whole, ids[-WORDS:])
-        yield followers(self.question, ids[-WORDS:])
-        yield from (answer[len(ids) :] for answer in self.known if answer[: len(ids)] == ids)
-        yield self.whole[len(ids) :]  # as if words were exchanged for as many others
-
-
-def followers(text: Sequence[int], words: Sequence[int]) -> list[int]:
-    """What follows the last place where `words` stand in `text`; empty where they do not (prompt lookup)."""
-    at = place_of(words, text)
-    return [] if at is None else list(text[at + len(words) :])
-
-
-def likely(
-    forms: Mapping[Form, Example], question: Sequence[int], common: frozenset[int], codebook: Codebook
-) -> list[list[int]]:
-    """Answers to the question, the likeliest first: in the forms that are met with its wording, or with another.
-
-    Whether a thing is there, and how often, nobody knows before the picture is read. First comes the answer that has
-    a mask for each name, once: it saves most if it is right.
-    """
-    met: Counter[tuple[int, ...]] = Counter()  # answers of a shape
-    asked: Counter[tuple[int, ...]] = Counter()  # answers to a wording
-    masked: set[tuple[int, ...]] = {()}  # wordings that were answered with a mask
-    for form, example in forms.items():
-        met[form.shape] += example.met
-        asked[form.wording] += example.met
-        if codebook.ids[0] in form.shape:
-            masked.add(form.wording)
-    found = []
-    for wording in dict.fromkeys([(), *asked]):
-        names = matched(wording, question)
-        if names is None:
-            continue
-        no_common = -sum(word in common for name in names for word in name)
-        wants_mask = wording in masked or asked[wording] < TRIED
-        for shape in met:
-            here = forms.get(Form(wording, shape))
-            if slots(shape) != len(names) and here is None:
-                continue
-            before = [
-                shape[at - 1] if at else 0 for at, token in enumerate(shape) if token == codebook.ids[0]
-            ]
-            named = [token for token in before if token < 0]
-            best = (
-                wording != (),
-                no_common,
-                len(names),
-                bool(before) == wants_mask,
-                len(named) - len(before),
-                len(set(named)) - len(named),
-                len(named),
-                here.met if here else -1,
-                met[shape],
-            )
-            found.append((best, filled(shape, names)))
-    return [answer for _, answer in sorted(found, key=lambda each: each[0], reverse=True)]
+    def first(self, ids: Sequence[int]) -> list[list[int]]:
+        """The likeliest alone."""
+        return self(ids)[:1]

@@ -7,12 +7,15 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from pixelrt.draft_tree import ROOT, Tree, straight
 from pixelrt.engine import Array, Joined
 from pixelrt.errors import InputError
 from pixelrt.language import Context, Rows
 from pixelrt.tokens import TokenTable
 
 SEG_RUNS = ("complete", "original")
+# From the ids of an answer so far, drafts of those that may follow, the likeliest first.
+Drafter = Callable[[Sequence[int]], Sequence[Sequence[int]]]
 
 
 @dataclass(frozen=True)
@@ -86,7 +89,7 @@ def prompt_rows(ids: Sequence[int], first: int, codebook: Codebook) -> list[int]
     return [first + i - 1 for i, token in enumerate(ids) if token in codebook.ids]
 
 
-def no_drafts(ids: Sequence[int]) -> list[int]:
+def no_drafts(ids: Sequence[int]) -> list[list[int]]:
     return []
 
 
@@ -101,7 +104,7 @@ def generate(
     eos: int,
     max_new_tokens: int,
     seg_runs: str,
-    drafter: Callable[[Sequence[int]], list[int]] = no_drafts,
+    drafter: Drafter = no_drafts,
 ) -> Iterator[Generation]:
     """Read the prompt and decode greedily until eos or max_new_tokens; gives the same Generation after each token.
 
@@ -110,9 +113,9 @@ def generate(
     seg_runs `complete`: a run of codebook tokens once begun is completed, in the codebook's order (so the answer
     can be up to run - 1 tokens longer than max_new_tokens); its tokens are known, so they are read in one step.
     `original`: every token is the model's own.
-    drafter: from the ids of the answer so far, those that may follow. They are read in the same step, and the part
-    of them is kept that the model would have chosen: the answer is the same with any drafter (Leviathan et al. 2023,
-    the greedy case). No more are read than the engine takes at once.
+    drafter: its drafts are read in the same step, as a tree, and what the model would have chosen of one is kept: the
+    answer is the same with any drafter (Leviathan et al. 2023, the greedy case). No more is read than the engine takes
+    at once. What was right in a draft behind the first lies behind other tokens in the cache, so it is read again.
     """
     writing = Writing(
         table,
@@ -127,8 +130,12 @@ def generate(
     )
     before = context.forwards
     while not writing.over:
-        drafted = context.room(len(writing.draft), len(writing.must), len(writing.rows))
-        found = context(*writing.reading(drafted))
+        count = len(writing.must)
+        again = context.can_append(writing.tree.depth + 1, context.length + count)
+        wanted = min(
+            len(writing.draft) if again else writing.trunk, context.capacity - context.length - count
+        )
+        found = context(*writing.reading(context.room(wanted, count, len(writing.rows))), writing.tree.sees())
         writing.result.forwards = context.forwards - before
         yield from writing.take(found)
         context.rewind(context.length - writing.refused)
@@ -138,7 +145,8 @@ class Writing:
     """One answer being written: what it wants read next, and what it makes of what the model says about that.
 
     `must` (S, H) has to be read, with logits of its `rows`; `draft`, token ids, as far as there is room. Then
-    `reading` what is read, `take` what came of it, and drop the last `refused` tokens from the cache; until `over`.
+    `reading` what is read, `take` what came of it, and drop the last `refused` tokens from the cache; until `over`. The
+    last tokens of what is read are those of `tree`, which look at each other as it says.
     """
 
     def __init__(
@@ -152,7 +160,7 @@ class Writing:
         eos: int,
         max_new_tokens: int,
         seg_runs: str,
-        drafter: Callable[[Sequence[int]], list[int]] = no_drafts,
+        drafter: Drafter = no_drafts,
     ) -> None:
         """See `generate`."""
         check_prompted(len(seg_rows), codebook, seg_runs)
@@ -161,12 +169,21 @@ class Writing:
         self.result = Generation()
         self.must, self.visible = prefill, visible
         self.rows = [*seg_rows, len(prefill) - 1]
-        self.draft = drafter([])[: max_new_tokens - 1]
+        self.tree = Tree(drafter([]), max_new_tokens - 1)
         self.refused = 0  # tokens at the end of what was read last that are no part of the answer
         self.over = False
         self._prompted = len(seg_rows)  # rows before the one that predicts the next token
         self._begun: list[int] = []  # the rest of a run, which follows whatever the model says
-        self._ahead: list[int] = []  # read already; right as far as the model chooses the same
+        self._certain = 0  # tokens of the tree, its first, that are in `must`
+
+    @property
+    def draft(self) -> list[int]:
+        return self.tree.tokens[self._certain :]
+
+    @property
+    def trunk(self) -> int:
+        """Tokens of the first draft."""
+        return self.tree.trunk - self._certain
 
     @property
     def reserve(self) -> int:
@@ -175,9 +192,9 @@ class Writing:
 
     def reading(self, drafted: int) -> tuple[Array | Joined, list[int], Array]:
         """Embeddings, rows and key mask of what is read, the first `drafted` tokens of the draft among it."""
-        draft = self.draft[:drafted]
+        self.tree.cut(self._certain + drafted)
+        draft = self.draft
         self.result.drafted += len(draft)
-        self._ahead += draft
         count = len(self.must)
         return (
             _followed(self.must, self.table(draft)) if draft else self.must,
@@ -189,8 +206,10 @@ class Writing:
         """found: of the rows that `reading` named. Gives the same Generation after each token of the answer."""
         result, codebook = self.result, self.codebook
         result.seg_hidden.extend(found.hidden[: self._prompted])
-        at, self._prompted = self._prompted, 0
+        root, self._prompted = self._prompted, 0  # the row before the tree
+        way: list[int] = []  # nodes of it that the model chose
         while True:
+            at = root + 1 + (way[-1] if way else ROOT)
             own = not self._begun
             token = _chosen(found.logits[at]) if own else self._begun.pop(0)
             if token in codebook.ids:
@@ -201,24 +220,28 @@ class Writing:
             result.finished = token == self.eos
             yield result
             left = max(self.max_new_tokens - len(result.token_ids), len(self._begun))
-            agreed = self._ahead[:1] == [token]
-            if result.finished or not left or not agreed:
+            node = self.tree.child(way[-1] if way else ROOT, token)
+            if node is not None:
+                way.append(node)
+            if result.finished or not left or node is None:
                 break
-            self._ahead, at = self._ahead[1:], at + 1
-        self.refused = len(self._ahead)
-        result.refused += self.refused - agreed
+        result.refused += len(self.tree) - len(way)
+        kept = straight(way)
+        self.refused = len(self.tree) - kept
         self.over = result.finished or not left
         if not self.over:
-            self._go_on(token, left)
+            self._go_on(result.token_ids[len(result.token_ids) - 1 - len(way) + kept :], left)
 
-    def _go_on(self, token: int, left: int) -> None:
-        """Ask for the chosen token to be read, with what surely follows it, and a draft of what may."""
+    def _go_on(self, unread: list[int], left: int) -> None:
+        """Ask for chosen tokens to be read, with what surely follows them, and a draft of what may."""
         # The last token of an answer is not read: nothing follows it.
-        self._ahead = self._begun[: left - 1]
-        self.must = self.table([token, *self._ahead])
-        self.rows, self.visible = list(range(len(self.must))), np.ones(len(self.must), np.bool_)
-        drafted = self.drafter([*self.result.token_ids, *self._begun])
-        self.draft = drafted[: max(0, left - 1 - len(self._begun))]
+        certain = self._begun[: left - 1]
+        self.must = self.table([*unread, *certain])
+        self.rows = list(range(len(unread) - 1, len(self.must)))
+        self.visible = np.ones(len(self.must), np.bool_)
+        drafts = self.drafter([*self.result.token_ids, *self._begun])
+        self.tree = Tree([[*self._begun, *draft] for draft in drafts] or [certain], left - 1)
+        self._certain = len(certain)
 
 
 def _followed(rows: Array | Joined, more: Array) -> Array | Joined:

@@ -56,13 +56,20 @@ class Context:
             self._past[tensor.name] = self.engine.memory.zeros(tensor.name, shape)
 
     def __call__(
-        self, embeddings: Array | Joined, rows: Sequence[int], visible: npt.NDArray[np.bool_] | None = None
+        self,
+        embeddings: Array | Joined,
+        rows: Sequence[int],
+        visible: npt.NDArray[np.bool_] | None = None,
+        sees: npt.NDArray[np.bool_] | None = None,
     ) -> Rows:
         """Append embeddings (S, H); rows: indices among the S that get logits and hidden states.
 
-        visible: see `read`. Where the engine takes fewer than S at once they are read in pieces.
+        visible: see `read`. sees (N, N): the last N are a tree (`pixelrt.draft_tree`), which of them each looks at.
+        Where the engine takes fewer than S at once they are read in pieces, if no tree is among them.
         """
         wanted, places = np.asarray(rows, np.int64), self.position + np.arange(len(embeddings))
+        if sees is not None:  # as many places behind the token before the tree as there are tokens on the way
+            places[-len(sees) :] = places[-len(sees)] - 1 + sees.sum(axis=1)
         if self.skips and visible is not None and not visible.all():
             kept = visible.copy()
             kept[wanted] = True
@@ -71,6 +78,12 @@ class Context:
             wanted, places, visible = np.cumsum(kept)[wanted] - 1, places[index], visible[index]
         count = len(embeddings)
         most = self.engine.memory.most("inputs_embeds", 1) or count
+        looks = None
+        if sees is not None:
+            if count > most:
+                raise ValueError(f"this engine reads {most} tokens at once; with a tree they are {count}")
+            looks = np.ones((count, self.length + count), np.bool_)
+            looks[-len(sees) :, -len(sees) :] = sees
         logits, hidden = [], []
         for start in range(0, count, most):
             stop = min(start + most, count)
@@ -80,7 +93,7 @@ class Context:
             asked = wanted[here] - start if here.any() or whole else np.array([stop - start - 1], np.int64)
             part = None if visible is None else visible[start:stop]
             outputs = self.read(
-                _rows(embeddings, start, stop), {"logit_rows": asked}, part, places[start:stop]
+                _rows(embeddings, start, stop), {"logit_rows": asked}, part, places[start:stop], looks
             )
             if here.any() or whole:
                 logits.append(np.asarray(outputs["logits"])[0])

@@ -89,6 +89,22 @@ def filled(shape: Sequence[int], names: Sequence[Sequence[int]]) -> list[int]:
     return [word for token in shape for word in (names[-1 - token] if token < 0 else (token,))]
 
 
+def shows_each(shape: Sequence[int], names: int, first: int) -> bool:
+    """Whether it has one mask for each name, right behind it, and no other. first: codebook id that begins a mask."""
+    before = [shape[at - 1] if at else 0 for at, token in enumerate(shape) if token == first]
+    return before == [-1 - name for name in range(names)]
+
+
+def shown(answer: Sequence[int], common: frozenset[int], first: int) -> frozenset[tuple[int, ...]]:
+    """The words before each mask, back to a common one."""
+    found = set()
+    for end, token in enumerate(answer):
+        if token == first:
+            start = next((at for at in range(end, 0, -1) if answer[at - 1] in common), end)
+            found.add(tuple(answer[start:end]))
+    return frozenset(found - {()})
+
+
 def place_of(words: Sequence[int], text: Sequence[int]) -> int | None:
     """Where `words` stand last in `text`."""
     words, count = list(words), len(words)

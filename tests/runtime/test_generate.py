@@ -244,7 +244,8 @@ def test_no_draft_changes_the_answer(seg_runs: str) -> None:
         def drafter(ids, plain=plain, rng=rng, words=words):
             right = plain.token_ids[len(ids) : len(ids) + int(rng.integers(0, 12))]
             wrong = [int(word) for word in rng.choice(words, int(rng.integers(0, 4)))]
-            return [right + wrong, wrong, [], wrong + right][int(rng.integers(4))]
+            drafts = [right + wrong, wrong, [], wrong + right, right[: len(right) // 2] + wrong]
+            return [drafts[int(which)] for which in rng.integers(5, size=int(rng.integers(4)))]
 
         got = answer(engine, limit=limit, seg_runs=seg_runs, drafter=drafter)
         assert got.token_ids == plain.token_ids
@@ -259,7 +260,7 @@ def test_no_draft_changes_the_answer(seg_runs: str) -> None:
 def test_a_right_draft_is_one_forward() -> None:
     whole = [20, *SEG, 21, EOS]
     engine = Script(chain(11, *whole, 0))
-    got = answer(engine, drafter=lambda ids: whole[len(ids) :])
+    got = answer(engine, drafter=lambda ids: [whole[len(ids) :]])
     assert got.token_ids == whole
     assert engine.reads == [[*PROMPT, *whole]]
     assert (got.drafted, got.refused) == (9, 0)
@@ -268,7 +269,7 @@ def test_a_right_draft_is_one_forward() -> None:
 def test_a_refused_draft_leaves_the_cache() -> None:
     """What was read in vain is forgotten: no later token may look at it."""
     engine = Script(chain(11, 20, 21, 22, EOS) | {70: 0, 71: 0})
-    answer(engine, drafter=lambda ids: [] if ids else [20, 70, 71])
+    answer(engine, drafter=lambda ids: [] if ids else [[20, 70, 71]])
     assert engine.reads == [[*PROMPT, 20, 70, 71], [21], [22]]
     assert [mask.shape[1] for mask in engine.masks] == [6, 5, 6]
 
@@ -304,6 +305,6 @@ def test_no_more_is_drafted_than_the_engine_takes(tokens: int, rows: int) -> Non
 
         limited.file, limited.memory = engine.file, engine.memory
         plain = answer(Script(engine.successor), limit=last * 9 + 9)
-        got = answer(limited, limit=last * 9 + 9, drafter=lambda ids: whole[len(ids) :])
+        got = answer(limited, limit=last * 9 + 9, drafter=lambda ids: [whole[len(ids) :]])
         assert got.token_ids == plain.token_ids
         assert max(calls) > 1 and got.forwards == len(calls)

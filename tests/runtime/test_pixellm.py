@@ -160,6 +160,22 @@ def test_answers_in_the_manifest_are_drafted(golden_bundle_b: Path) -> None:
     seg = pixelrt.load(golden_bundle_b)
     rows = [{"prompt": "Find the mug.", "answer": "Here: mug [SEG]!"}, {"prompt": " ", "answer": "no"}]
     drafts = pixellm_drafts.new(seg.prompt, seg.codebook, seg.eos, rows)
-    whole = drafts.of(seg.prompt("Find the mug.").tail)([])
+    whole = drafts.of(seg.prompt("Find the mug.").tail)([])[0]
     assert whole[-1] == seg.eos and seg.render(whole)[0] == "Here: mug [SEG]!"
     assert len(drafts.examples) == 1 + len(pixellm_drafts.ANSWERS)
+
+
+def test_a_token_costs_what_the_machine_must_compute_beside_reading_the_weights(
+    golden_bundle_b: Path,
+) -> None:
+    from pixelrt.families.pixellm_drafts import token_cost
+
+    def cost(precision: str, on_gpu: bool, hidden: int = 4096, layers: int = 32) -> float:
+        manifest = {"language": {"hidden": hidden, "layers": layers}, "precision": {"language": precision}}
+        return token_cost(manifest | {"embeddings": {"shape": [32_000, hidden]}}, on_gpu)
+
+    # Twelve tokens drafted beside the likeliest answer are worth it on a GPU, and not where a CPU has 4-bit weights.
+    assert 12 * cost("fp16", True) < 0.1 < 12 * cost("int4", True) < 0.5 < 12 * cost("fp32", False)
+    assert cost("int4", False) > 0.5 > 12 * cost("fp32", False, hidden=128, layers=4)
+    seg: Any = pixelrt.load(golden_bundle_b)
+    assert seg.drafts.token_cost == token_cost(seg.bundle.manifest, False)

@@ -79,6 +79,7 @@ class PixelLM:
         self.drafts: Drafts | None = pixellm_drafts.new(
             self.prompt, self.codebook, self.eos, manifest.get("drafts", ())
         )
+        self.drafts.token_cost = pixellm_drafts.token_cost(manifest, "cpu" not in backend.name)
 
     def encode(self, image: Any) -> Frame:
         """All that depends on the image alone; reuse the frame for every question about it."""

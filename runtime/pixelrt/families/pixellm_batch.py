@@ -125,7 +125,7 @@ def _write(model: PixelLM, questions: Sequence[Question], seg_runs: str) -> None
                 eos=model.eos,
                 max_new_tokens=question.budget,
                 seg_runs=seg_runs,
-                drafter=draft or no_drafts,
+                drafter=draft.first if draft else no_drafts,
             )
             question.generation = writings[branch].result
         for going in generate_together(branches, writings, before):

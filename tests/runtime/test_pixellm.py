@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pixelrt
@@ -172,10 +173,10 @@ def test_a_token_costs_what_the_machine_must_compute_beside_reading_the_weights(
 
     def cost(precision: str, on_gpu: bool, hidden: int = 4096, layers: int = 32) -> float:
         manifest = {"language": {"hidden": hidden, "layers": layers}, "precision": {"language": precision}}
-        return token_cost(manifest | {"embeddings": {"shape": [32_000, hidden]}}, on_gpu)
+        return token_cost(manifest | {"embeddings": {"shape": [8 * hidden, hidden]}}, on_gpu)
 
     # Twelve tokens drafted beside the likeliest answer are worth it on a GPU, and not where a CPU has 4-bit weights.
     assert 12 * cost("fp16", True) < 0.1 < 12 * cost("int4", True) < 0.5 < 12 * cost("fp32", False)
     assert cost("int4", False) > 0.5 > 12 * cost("fp32", False, hidden=128, layers=4)
-    seg: Any = pixelrt.load(golden_bundle_b)
-    assert seg.drafts.token_cost == token_cost(seg.bundle.manifest, False)
+    loaded: Any = pixelrt.load(golden_bundle_b)
+    assert loaded.drafts.token_cost == token_cost(loaded.bundle.manifest, False)

@@ -168,6 +168,26 @@ class Context:
         return self.engine.memory.takes({("inputs_embeds", 1): count, **caches})
 
     @property
+    def on_host(self) -> bool:
+        """Whether its cache is arrays that another context's can be copied to."""
+        if not self._past:
+            self._begin()
+        return all(isinstance(past, np.ndarray) for past in self._past.values())
+
+    def begin_as(self, other: Context) -> None:
+        """Hold what `other` has read, in place of what this one has; both caches are `on_host`."""
+        if not self._past:
+            self._begin()
+        self.length = other.length
+        self.visible[: self.length] = other.visible[: self.length]
+        self.places[: self.length] = other.places[: self.length]
+        for name, past in other._past.items():
+            if self._in_place:
+                np.asarray(self._past[name])[:, :, : self.length] = np.asarray(past)[:, :, : self.length]
+            else:  # nobody writes to it
+                self._past[name] = past
+
+    @property
     def nbytes(self) -> int:
         """Bytes of the cache."""
         return sum(math.prod(past.shape) * past.dtype.itemsize for past in self._past.values())

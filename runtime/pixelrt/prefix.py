@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -77,6 +77,30 @@ class Prefixes:
         if one.head != head:
             return 0
         return one.end if one.frame is not None and one.frame() is frame else len(head)
+
+
+class Head:
+    """The beginning of all prompts, where each frame has a context of its own: read once, then copied.
+
+    For one thread at a time. Where a cache lies on a GPU, or the engine does not go on behind a short one, contexts
+    begin empty.
+    """
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+        self._context: Context | None = None
+
+    def begin(self, context: Context, length: int, read: Callable[[Context], object], behind: int) -> bool:
+        """Whether the empty `context` now holds the head's `length` tokens. read: does so to an empty context. behind:
+        tokens that are read next."""
+        if not context.on_host or not context.can_append(behind, length):
+            return False
+        if self._context is None:
+            begun = Context(self.engine, length)
+            read(begun)
+            self._context = begun
+        context.begin_as(self._context)
+        return True
 
 
 def tokens_of(frame: Frame, context: Context) -> int:

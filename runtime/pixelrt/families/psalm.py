@@ -24,6 +24,7 @@ from pixelrt.image import ImageSpec, open_image
 from pixelrt.language import Context, positions
 from pixelrt.manifest import MANIFEST, check
 from pixelrt.masks import Mask
+from pixelrt.prefix import Head
 from pixelrt.queries import Classes, Query, Refer, Regions, Track, refuse
 from pixelrt.results import Tracked
 from pixelrt.segmenter import Frame, frame_of, stage
@@ -61,7 +62,10 @@ def open_family(bundle: Bundle, backend: Backend) -> Psalm:
 
 
 class Psalm:
-    """A loaded PSALM bundle; see `pixelrt.segmenter.Segmenter`."""
+    """A loaded PSALM bundle; see `pixelrt.segmenter.Segmenter`.
+
+    prefixes: what all prompts begin with is read once; None reads it for each frame.
+    """
 
     def __init__(self, bundle: Bundle, backend: Backend) -> None:
         self.bundle, self.backend = bundle, backend.name
@@ -78,6 +82,7 @@ class Psalm:
         self._pixel_decoder = backend.open("pixel_decoder")
         self.max_positions = positions(self._language, manifest["language"]["max_positions"])
         self._reading = threading.Lock()  # a frame's context serves one prompt at a time
+        self.prefixes: Head | None = Head(self._language)
 
     def encode(self, image: Any) -> Frame:
         """All that depends on the image alone; reuse the frame for every question about it."""
@@ -251,7 +256,7 @@ class Psalm:
         first = context.length < start or not context.can_append(len(rows[parts[0]]), start)
         context.rewind(0 if first else start, end)
         kind = np.array([self.condition_kinds[tail.kind]], np.int64)
-        before = Joined((self.table(head), frame.tokens) if first else ())
+        before = self._beginning(context, frame, kind, len(rows[parts[0]])) if first else Joined(())
         if len(before) + len(rows[parts[0]]) > self._rows_max < ROWS_MAX:
             before = self._filled(context, before, kind)
         found: dict[str, list[Value]] = {"conditions": [], "queries": []}
@@ -273,6 +278,18 @@ class Psalm:
             name: values[0] if len(values) == 1 else np.concatenate([np.asarray(v) for v in values], axis=1)
             for name, values in found.items()
         }
+
+    def _beginning(self, context: Context, frame: Frame, kind: Array, behind: int) -> Joined:
+        """What `context`, which is empty, has to read of head and picture before `behind` others."""
+        head = Joined((self.table(self.prompt.head),))
+
+        def read(empty: Context) -> None:
+            self._filled(empty, head, kind)
+
+        next_ones = min(len(frame.tokens) + behind, self._rows_max)
+        if self.prefixes is not None and self.prefixes.begin(context, len(head), read, next_ones):
+            return Joined((frame.tokens,))
+        return Joined((*head.parts, frame.tokens))
 
     def _filled(self, context: Context, before: Joined, kind: Array) -> Joined:
         """Read all of `before` in pieces that the engine takes; nothing is left of it."""

@@ -14,7 +14,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from pixelrt.generate import Codebook
-from pixelrt.guesses import FAINT, GIVEN, LONGEST, TOKEN_COST, Guess, as_text, continued, likely, worth_it
+from pixelrt.guesses import (
+    FAINT,
+    FORESEEN,
+    GIVEN,
+    LONGEST,
+    TOKEN_COST,
+    Guess,
+    as_text,
+    continued,
+    likely,
+    scaled,
+    worth_it,
+)
 from pixelrt.wording import Form, form_of, shown
 
 KEPT = 256  # examples
@@ -117,7 +129,7 @@ class Draft:
         if ids:
             best = self.likely[0].ids if self.likely else []
             texts = [*self.known, (as_text(self.question), 1.0), (as_text(best), 1.0)]
-            guesses += continued(ids, texts)
+            guesses = [*scaled(guesses, FORESEEN), *scaled(list(continued(ids, texts)), 1.0)]
             # As if words were exchanged for as many others.
             guesses += [Guess(best[len(ids) :][:LONGEST], FAINT)]
             guesses.sort(key=lambda guess: guess.share, reverse=True)

@@ -19,6 +19,7 @@ BEFORE = 4  # tokens of the answer, at most, that such a guess goes on from
 WEIGHT = 4.0  # of one more of them
 FAINT = 1e-3  # weight of a guess that goes on from none of them
 BEGUN = 0.5  # of a step, saved by the right beginning of an answer that is read on in the next
+FORESEEN = 2.0  # weight of what whole answers foresaw in the middle of one, beside what others say at such a place
 HOPED = 2.0  # answers to a wording that have a mask for each name: such questions are about what is there
 OTHERS = 1.0  # as many like those to other wordings with as many names, and again as many to vaguer wordings
 GIVEN = 0.1  # as many of a shape that was given, not met
@@ -121,6 +122,12 @@ def likely(
         left *= OTHERS / everything
     first = first or max(guesses, key=lambda guess: guess.share, default=None)
     return [] if first is None else [first, *guesses]
+
+
+def scaled(guesses: list[Guess], total: float) -> list[Guess]:
+    """The same with shares that add up to `total`."""
+    factor = total / max(sum(guess.share for guess in guesses), 1e-9)
+    return [Guess(ids, share * factor) for ids, share in guesses]
 
 
 def within(name: list[int], shown: Collection[tuple[int, ...]]) -> list[int]:

@@ -44,7 +44,7 @@ def test_pixels_are_padded_with_128(bundle: toy.Toy) -> None:
 
 
 def test_the_encoder_runs_once_a_frame(bundle: toy.Toy) -> None:
-    """Head and image are read with the first prompt only; every later one reads its own part."""
+    """Head and image are read for the first prompt only; every later one reads its own part."""
     psalm = bundle.load()
     frame = psalm.encode(PICTURE)
     start = len(psalm.prompt.head) + toy.TOKENS
@@ -59,8 +59,8 @@ def test_the_encoder_runs_once_a_frame(bundle: toy.Toy) -> None:
         psalm.segment(frame, query)
     assert len(bundle.encoder.calls) == 1
     positions = [call["position_ids"][0] for call in bundle.language.calls]
-    assert [int(p[0]) for p in positions] == [0, *[start] * 4]
-    assert [bool(np.all(np.diff(p) == 1)) for p in positions] == [True] * 5
+    assert [int(p[0]) for p in positions] == [0, len(psalm.prompt.head), *[start] * 4]
+    assert [bool(np.all(np.diff(p) == 1)) for p in positions] == [True] * 6
 
 
 def test_what_was_asked_before_changes_nothing(bundle: toy.Toy) -> None:

@@ -41,7 +41,7 @@ def counted(segmenter: Any) -> tuple[Any, list[int]]:
 
 
 def decoded(segmenter: Any, frame: Any, query: Any) -> tuple[np.ndarray, np.ndarray]:
-    logits, scores, _ = segmenter._decode(frame, *segmenter._asked(frame, query))
+    logits, scores, _ = segmenter._decode(frame, *segmenter._phrased(frame, query))
     return np.asarray(logits), np.asarray(scores)
 
 
@@ -55,7 +55,7 @@ def test_the_head_is_read_once(segmenter: Any) -> None:
         for query in QUERIES:
             read.clear()
             found, wanted = decoded(twin, frame, query), decoded(whole, other, query)
-            tail = len(whole._asked(other, query)[0])
+            tail = len(whole._phrased(other, query)[0])
             first = query is QUERIES[0]
             before = [head] if first and number == 0 else []
             assert read == [*before, tail + (picture if first else 0)]

@@ -19,7 +19,9 @@ BEFORE = 4  # tokens of the answer, at most, that such a guess goes on from
 WEIGHT = 4.0  # of one more of them
 FAINT = 1e-3  # weight of a guess that goes on from none of them
 BEGUN = 0.5  # of a step, saved by the right beginning of an answer that is read on in the next
-FORESEEN = 2.0  # weight of what whole answers foresaw in the middle of one, beside what others say at such a place
+FORESEEN = (
+    2.0  # weight of what whole answers foresaw in the middle of one, beside what others say at such a place
+)
 HOPED = 2.0  # answers to a wording that have a mask for each name: such questions are about what is there
 OTHERS = 1.0  # as many like those to other wordings with as many names, and again as many to vaguer wordings
 GIVEN = 0.1  # as many of a shape that was given, not met
@@ -65,7 +67,7 @@ def worth_it(guesses: Iterable[Guess], token_cost: float) -> list[list[int]]:
         if not found or (len(tree) + new <= TREE and whole[key] >= token_cost * new * total):
             grow(key, len(key))
             for node in ways[key]:
-                shares[node] -= whole[key]  # type: ignore[assignment]
+                shares[node] -= whole[key]
     for key in order:
         known = len(tree.intersection(ways[key]))
         end = min(len(key), known + TREE - len(tree))
@@ -106,16 +108,18 @@ def likely(
         others = {shape: count + GIVEN for shape, count in shaped.items() if slots(shape) == len(names)}
         each_shown = [shape for shape in others if names and shows_each(shape, len(names), seg[0])]
         hoped = max(each_shown, key=others.__getitem__, default=None)
-        counts = dict(own) | {hoped: own[hoped] + HOPED} if hoped else dict(own)
+        counts: dict[tuple[int, ...], float] = dict(own)
+        if hoped:
+            counts[hoped] = own[hoped] + HOPED
         all_of_others = sum(others.values())
-        for shape, count in others.items():
-            counts[shape] = counts.get(shape, 0) + OTHERS * count / all_of_others
+        for shape, share in others.items():
+            counts[shape] = counts.get(shape, 0.0) + OTHERS * share / all_of_others
         everything = sum(counts.values()) + OTHERS
         masked = any(seg[0] in shape for shape in own)
         inner = [within(name, shown) for name in names]
-        for shape, count in counts.items():
+        for shape, expected in counts.items():
             fills = [names] if inner == names or seg[0] not in shape else [names, inner]
-            share = left * count / everything / len(fills)
+            share = left * expected / everything / len(fills)
             guesses += [Guess(filled(shape, fill), share) for fill in fills]
             if first is None and shape == hoped and (masked or own.total() <= HOPED):
                 first = guesses[-1]

@@ -51,7 +51,8 @@ def token_cost(manifest: Mapping[str, Any], on_gpu: bool) -> float:
     weights = 12 * layers * hidden**2 + hidden * manifest["embeddings"]["shape"][0]
     size = weights * WEIGHT_BYTES.get(manifest["precision"].get("language", "fp16"), 2.0)
     bandwidth, operations, step = GPU if on_gpu else CPU
-    return (2 * weights / operations) / (step + size / bandwidth)
+    cost: float = (2 * weights / operations) / (step + size / bandwidth)
+    return cost
 
 
 def answer_ids(prompt: PromptBuilder, answer: str, seg: Sequence[int]) -> list[int]:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 from pixelrt.errors import InputError
-from pixelrt.families.pixellm_drafts import MARK
+from pixelrt.families.pixellm_drafts import answer_ids
 from pixelrt.image import ImageSpec, open_image, prepare
 from pixelrt.prompt import PromptBuilder, read_tokenizer
 from pixelrt.tokens import TokenTable
@@ -161,15 +161,11 @@ class Reader:
         """Prompt, picture, and an answer: the words that PixelLM was trained to begin with, unless it is given."""
         prepared = prepare(open_image(record.image), self._spec)
         prompt, image = self._prompt(record.prompt), encoded["image_tokens"][0]
-        said = [self._ids(part) for part in (record.answer or ANSWER).split(MARK)]
-        answer = said[0] + [token for part in said[1:] for token in (*self._seg, *part)]
+        answer = answer_ids(self._prompt, record.answer or ANSWER, self._seg)
         states = np.concatenate([self._table(prompt.head), image, self._table(prompt.tail + answer)])
         visible = np.ones(len(states), np.bool_)
         visible[len(prompt.head) : len(prompt.head) + len(image)] = prepared.token_valid
         return Text(states, visible)
-
-    def _ids(self, text: str) -> list[int]:
-        return list(self._prompt.tokenizer.encode(text, add_special_tokens=False).ids)
 
 
 def _tokens(config: PixelLMConfig, tokenizer: LlamaTokenizer) -> dict[str, Any]:

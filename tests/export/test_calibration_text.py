@@ -14,7 +14,7 @@ from pixelrt_export.quantize.records import Record
 
 pytest.importorskip("sentencepiece", reason="the original's tokenizer reads its model with it")
 
-from pixelrt_export.tiny.tokenizer import Tokenizer  # noqa: E402
+from pixelrt_export.tiny.tokenizer import Tokenizer
 
 
 @pytest.mark.parametrize("answer", ["Sure, it is [SEG].", "The mug [SEG] and the red book [SEG] are there."])

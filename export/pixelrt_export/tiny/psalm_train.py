@@ -25,7 +25,7 @@ from pixelrt_export.tiny.psalm_losses import Crutches, dense_loss, joint_loss
 from pixelrt_export.tiny.psalm_rows import Packer
 from pixelrt_export.tiny.psalm_tokenizer import read_prompts, vocab_size, write_tokenizer
 from pixelrt_export.tiny.scene_cache import Batch, draw_batch, drawn_scenes
-from pixelrt_export.tiny.train import Run, parsed, start
+from pixelrt_export.tiny.train import LAST_AID, Run, parsed, start
 
 TABLES = (
     "embed_tokens.weight",
@@ -58,6 +58,7 @@ class Settings:
     device: str = "cpu"
     dtype: str = "float32"  # or "bfloat16", as in train.py
     port: int = 29512  # where the processes meet, on this machine
+    after: str = ""  # state.pt of a finished run, as in train.py
 
 
 class Trained(nn.Module):
@@ -130,11 +131,16 @@ class PsalmRun(Run):
         batch = self.batch(images, rng)
         asked = self.packer.asked(batch, s.sentences, random.Random(int(rng.integers(2**31))))
         joint = (progress - self.encoder_share) / (1 - self.encoder_share)
-        return joint_loss(net, crutches, self.packer, batch, self.packer.pack(asked), aid=1 - 0.9 * joint)
+        aid = LAST_AID if s.after else 1 - (1 - LAST_AID) * joint
+        return joint_loss(net, crutches, self.packer, batch, self.packer.pack(asked), aid=aid)
 
 
 def train(settings: Settings) -> None:
     words = Path(settings.out) / "tokenizer"
+    if settings.after and not words.exists():
+        words.mkdir(parents=True)
+        for name, content in torch.load(settings.after, weights_only=False)["tokenizer"].items():
+            (words / name).write_bytes(content)
     if not (words / "merges.txt").exists():
         write_tokenizer(words, min(400, settings.scenes))
     read_prompts(words, QUERIES)  # writes the runtime's form of it, before the processes read it

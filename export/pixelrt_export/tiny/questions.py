@@ -189,6 +189,20 @@ MIX = {
     "unknown": 0.04,
 }
 
+# Of a run that goes on from a finished one: more of what needs every thing of a name to be seen.
+MIX_AFTER = MIX | {
+    "pair": 0.24,
+    "texture": 0.11,
+    "refusal": 0.08,
+    "several": 0.10,
+    "group": 0.08,
+    "size": 0.04,
+    "side": 0.03,
+    "relation": 0.05,
+    "colour": 0.03,
+    "unknown": 0.02,
+}
+
 
 def question(
     things: Sequence[Thing],

@@ -1,10 +1,11 @@
 """Train the tiny PixelLM from nothing on drawn scenes, within a fixed time.
 
 python -m pixelrt_export.tiny.train --out DIR [--minutes 150] [--device cpu] [--processes 2]
-    [--smoke]
+    [--smoke] [--after FIRST/state.pt]
 
 The schedule is tied to the time spent, so a run always anneals to its end: the encoder with dense heads first
-(12 %), then everything; the oracle prompt fades out by 40 % of the second stage, the crutches by its end. DIR
+(12 %), then everything; the oracle prompt fades out by 40 % of the second stage, the crutches by its end. `--after`
+goes on from a finished run at a new rate: no first stage, no oracle, more of the questions that were left hard. DIR
 keeps state.pt (a second start resumes from it), log.jsonl, curves.png and, at the end, checkpoint/ in released
 layout.
 """
@@ -36,11 +37,13 @@ from pixelrt_export.tiny.optimisation import (
     learning_rate,
     optimisers,
 )
+from pixelrt_export.tiny.questions import MIX, MIX_AFTER
 from pixelrt_export.tiny.rows import Packer
 from pixelrt_export.tiny.scene_cache import draw_batch, drawn_scenes
 from pixelrt_export.tiny.tokenizer import Tokenizer, train_model
 
 ORACLE_UNTIL = 0.40  # of the joint stage
+LAST_AID = 0.1  # weight of the crutches at the end of a run, and in one that goes on from it
 SAVE_EVERY_S = 120
 CHOICES = {"dtype": ["bfloat16", "float32"]}
 
@@ -61,6 +64,7 @@ class Settings:
     device: str = "cpu"
     dtype: str = "float32"  # or "bfloat16" of the products: a fifth off a step where the CPU has AVX-512 BF16
     port: int = 29511  # where the processes meet, on this machine
+    after: str = ""  # state.pt of a finished run, whose weights, crutches and momenta this one starts from
 
 
 class Run:
@@ -71,17 +75,23 @@ class Run:
     def __init__(self, settings: Settings, rank: int):
         self.s, self.rank, self.out = settings, rank, Path(settings.out)
         torch.manual_seed(settings.seed)
+        if settings.after:
+            self.encoder_share = 0.0
         self.build()
         self.step, self.spent_s, self.started = 0, 0.0, time.monotonic()  # spent: before this start
         if (self.out / "state.pt").exists():
-            self.resume()
+            self.resume(self.out / "state.pt")
+        elif settings.after:
+            self.resume(Path(settings.after))  # counts its steps on: other scenes are drawn than its first
+            self.spent_s = 0.0
 
     def build(self) -> None:
         """What is trained (`net` and `crutches`), its optimisers, its data."""
         self.tokenizer = Tokenizer((self.out / "tokenizer.model").read_bytes())
         self.trained = Trained(self.tokenizer).to(self.s.device)
         self.optimisers = optimisers(self.trained, self.s.rate)
-        self.packer = Packer(self.tokenizer, self.trained.net.sizes.token_grid**2)
+        mix = MIX_AFTER if self.s.after else MIX
+        self.packer = Packer(self.tokenizer, self.trained.net.sizes.token_grid**2, mix)
         self.scenes = drawn_scenes(Path(self.s.cache), self.s.scenes)
         self.extra_state = {"tokenizer": self.tokenizer.pieces.serialized_model_proto()}
 
@@ -98,8 +108,8 @@ class Run:
             **self.extra_state,
         }
 
-    def resume(self) -> None:
-        state = torch.load(self.out / "state.pt", weights_only=False, map_location="cpu")
+    def resume(self, file: Path) -> None:
+        state = torch.load(file, weights_only=False, map_location="cpu")
         self.trained.net.load_state_dict(state["net"])
         self.trained.crutches.load_state_dict(state["crutches"])
         for optimiser, saved in zip(self.optimisers, state["optimisers"], strict=True):
@@ -132,8 +142,8 @@ class Run:
             random.Random(int(rng.integers(2**31))),
             questions=s.questions,
             most_masks=s.most_masks // s.processes,
-            oracle=max(0.0, 1 - joint / ORACLE_UNTIL),
-            aid=1 - 0.9 * joint,
+            oracle=0.0 if s.after else max(0.0, 1 - joint / ORACLE_UNTIL),
+            aid=LAST_AID if s.after else 1 - (1 - LAST_AID) * joint,
         )
 
     def advance(self, progress: float) -> dict[str, float]:
@@ -221,6 +231,8 @@ def train(settings: Settings) -> None:
     out = Path(settings.out)
     out.mkdir(parents=True, exist_ok=True)
     model = out / "tokenizer.model"
+    if settings.after and not model.exists():
+        model.write_bytes(torch.load(settings.after, weights_only=False, map_location="cpu")["tokenizer"])
     if not model.exists():
         model.write_bytes(train_model(min(1500, settings.scenes)))
     drawn_scenes(Path(settings.cache), settings.scenes)

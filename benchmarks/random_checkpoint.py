@@ -13,7 +13,7 @@ import argparse
 import json
 import re
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -191,8 +191,13 @@ def write_checkpoint(
     heads: int = 32,
     intermediate: int = 11008,
     pieces: int = 32000,
+    weight: Callable[[str, tuple[int, ...]], np.ndarray] = random_tensor,
+    endless: bool = False,
 ) -> Path:
-    """Write OUT/pixellm and OUT/clip and return OUT/pixellm."""
+    """Write OUT/pixellm and OUT/clip and return OUT/pixellm. weight: makes each tensor but lm_head.
+
+    endless: the answer begins again in place of its end, a target in every twelve tokens.
+    """
     pixellm, clip = out / "pixellm", out / "clip"
     for folder in (pixellm, clip):
         folder.mkdir(parents=True, exist_ok=True)
@@ -213,18 +218,21 @@ def write_checkpoint(
 
     letters = [words.piece_to_id(letter) for letter in "abcde"]
     seg = list(range(pieces + 2, vocab))
-    answer = [*letters[:3], *seg, *letters[3:], 2]  # three words, a target, two words, end: 12 tokens
+    # Three words, a target, two words, end: 12 tokens.
+    answer = [*letters[:3], *seg, *letters[3:], words.piece_to_id("f") if endless else 2]
     chain = dict(zip([words.encode("ASSISTANT:")[-1], *answer[:-1]], answer, strict=True))
+    if endless:
+        chain[answer[-1]] = answer[0]
 
     def tensors() -> Iterator[tuple[str, np.ndarray]]:
         for name, shape in (shapes | dead).items():
             if name == "lm_head.weight":
                 yield name, fitted_head(random_tensor("model.embed_tokens.weight", shape), chain)
             else:
-                yield name, random_tensor(name, shape)
+                yield name, weight(name, shape)
 
     shards(tensors(), pixellm)
-    shards(((name, random_tensor(name, shape)) for name, shape in (clip_shapes | clip_dead).items()), clip)
+    shards(((name, weight(name, shape)) for name, shape in (clip_shapes | clip_dead).items()), clip)
     return pixellm
 
 

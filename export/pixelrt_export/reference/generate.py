@@ -53,10 +53,33 @@ class Reference:
         cached: the same mathematics, the image encoded once. Both drop all masks of an answer whose count of
         seg tokens is no multiple of 6. (Attention is fused in both, which the original's was not.)
         """
-        pixels, fitted = preprocess(image, self.net.sizes.image_size)
-        pixels = to_batch(pixels, self.net.lm_head.weight)
+        pixels, fitted = self.pixels(image)
         steps = self._original if procedure == "original" else self._cached
         new_ids, logits, hidden, features = steps(pixels, fitted, input_ids, max_new_tokens)
+        return self.drawn(image.shape[:2], fitted, input_ids, new_ids, logits, hidden, features)
+
+    def pixels(self, image: np.ndarray) -> tuple[Tensor, tuple[int, int]]:
+        """uint8 (H, W, 3) -> pixels (1, 3, side, side) and (h', w')."""
+        pixels, fitted = preprocess(image, self.net.sizes.image_size)
+        return to_batch(pixels, self.net.model.norm.weight), fitted
+
+    def step(self, pixels: Tensor, fitted: tuple[int, int], ids: list[int]) -> tuple[Tensor, Tensor]:
+        """What the original does for each token: CLIP, both projectors and the language model over all ids, the head on
+        all rows. The states (L, H) and the logits (V,) of the next token."""
+        hidden, _, _ = self._forward(ids, self.net.encode(pixels, [fitted]))
+        return hidden[0], self.net.lm_head(hidden)[0, -1].float()
+
+    def drawn(
+        self,
+        size: tuple[int, int],
+        fitted: tuple[int, int],
+        input_ids: list[int],
+        new_ids: list[int],
+        logits: Tensor,
+        hidden: Tensor,
+        features: ImageFeatures,
+    ) -> Generation:
+        """The masks of an answer, (H, W) = size."""
         seg_hidden = self._seg_rows(hidden, input_ids + new_ids, features.tokens.shape[1])
         neck = self.net.neck(features)
         usable = seg_hidden if len(seg_hidden) % self.net.sizes.seg_tokens == 0 else seg_hidden[:0]
@@ -74,7 +97,7 @@ class Reference:
             fused,
             levels,
             low_res,
-            postprocess(low_res, fitted, image.shape[:2]),
+            postprocess(low_res, fitted, size),
             features,
             neck,
         )
@@ -107,12 +130,11 @@ class Reference:
         """Everything again for each token, CLIP and both projectors too, and once more for the masks."""
         ids, prompt, logits = list(ids), len(ids), []
         while True:
-            hidden, _, _ = self._forward(ids, self.net.encode(pixels, [fitted]))
-            rows = self.net.lm_head(hidden)[0]
-            logits.append(rows[-1].float())
-            ids.append(int(logits[-1].argmax()))
+            hidden, last = self.step(pixels, fitted, ids)
+            logits.append(last)
+            ids.append(int(last.argmax()))
             if ids[-1] == self.eos_id or len(ids) - prompt == limit:
-                return ids[prompt:], torch.stack(logits), hidden[0], self.net.encode(pixels, [fitted])
+                return ids[prompt:], torch.stack(logits), hidden, self.net.encode(pixels, [fitted])
 
     def _cached(self, pixels: Tensor, fitted: tuple[int, int], ids: list[int], limit: int):
         """The image once, the prompt once, then one row a token."""

@@ -7,8 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
-import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,24 +19,26 @@ from pixelrt.language import Context
 from benchmarks.peers.grid import BLOCK
 from benchmarks.peers.turns import Times
 
+Clock = Callable[[], float]  # seconds
+
 
 class Ours:
     """The runtime's own engine and cache, with the token table on the host, as in a bundle."""
 
-    def __init__(self, file: GraphFile, embeddings: np.ndarray, threads: int) -> None:
-        self.engine, self.embeddings = OrtEngine(file, threads=threads), embeddings
+    def __init__(self, file: GraphFile, embeddings: np.ndarray, threads: int, clock: Clock) -> None:
+        self.engine, self.embeddings, self.clock = OrtEngine(file, threads=threads), embeddings, clock
 
     def answer(self, prompt: Sequence[int], count: int) -> tuple[list[int], np.ndarray, Times]:
         """`count` tokens and the logits of the last one, greedily."""
-        start = time.perf_counter()
+        start = self.clock()
         context = Context(self.engine, len(prompt) + count)
         rows = context(self._embedded(prompt), [len(prompt) - 1])
         tokens = [int(rows.logits[0].argmax())]
-        read = time.perf_counter()
+        read = self.clock()
         while len(tokens) < count:
             rows = context(self._embedded(tokens[-1:]), [0])
             tokens.append(int(rows.logits[0].argmax()))
-        return tokens, rows.logits[0], per_token(start, read, time.perf_counter(), count)
+        return tokens, rows.logits[0], per_token(start, read, self.clock(), count)
 
     def _embedded(self, ids: Sequence[int]) -> np.ndarray:
         return np.asarray(self.embeddings[np.asarray(ids)], np.float32)
@@ -46,21 +47,21 @@ class Ours:
 class Genai:
     """onnxruntime-genai's own loop."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, clock: Clock) -> None:
         import onnxruntime_genai
 
-        self._genai = onnxruntime_genai
+        self._genai, self.clock = onnxruntime_genai, clock
         self._model = onnxruntime_genai.Model(str(folder))
 
     def answer(self, prompt: Sequence[int], count: int) -> tuple[list[int], Times]:
         """`count` tokens, greedily."""
-        start = time.perf_counter()
+        start = self.clock()
         generator = self._generator(prompt, count)
         generator.generate_next_token()  # chooses; from the second one on it reads the one before
-        read = time.perf_counter()
+        read = self.clock()
         for _ in range(count - 1):
             generator.generate_next_token()
-        stop = time.perf_counter()
+        stop = self.clock()
         tokens = [int(token) for token in generator.get_sequence(0)[len(prompt) :]]
         return tokens, per_token(start, read, stop, count)
 

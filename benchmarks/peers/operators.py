@@ -7,6 +7,7 @@ place.
 from __future__ import annotations
 
 import json
+import statistics
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -108,16 +109,15 @@ class Profiled:
 
 
 def by_operator(events: list[dict[str, Any]], times: int) -> dict[str, tuple[float, float]]:
-    """Operator -> nodes a run, ms a run; the slowest run of each node is left out where there are three or more."""
+    """Operator -> nodes a run, ms a run: of each node the median of its runs."""
     nodes: dict[tuple[str, str], list[float]] = {}
     for event in events:
         if event.get("cat") == "Node" and event["name"].endswith("_kernel_time"):
             nodes.setdefault((event["args"]["op_name"], event["name"]), []).append(event["dur"] / 1e3)
     found: dict[str, tuple[float, float]] = {}
     for (kind, _), each in nodes.items():
-        kept = sorted(each)[:-1] if len(each) > 2 else each
         count, spent = found.get(kind, (0.0, 0.0))
-        found[kind] = count + len(each) / times, spent + sum(kept) / len(kept)
+        found[kind] = count + len(each) / times, spent + statistics.median(each)
     return found
 
 

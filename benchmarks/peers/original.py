@@ -29,6 +29,7 @@ from __future__ import annotations
 import argparse
 import shutil
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,7 @@ from pixelrt.bundle import Bundle
 from pixelrt.engine_ort import OrtBackend
 from pixelrt.evaluation.measures import iou
 from pixelrt.families.pixellm import PixelLM as Segmenter
+from pixelrt.image import open_image
 from pixelrt.segmenter import open_bundle
 from pixelrt_export.export import MENU, export_bundle
 from pixelrt_export.quantize.plan import Settings
@@ -51,7 +53,8 @@ from benchmarks.peers.random_llama import Size
 from benchmarks.peers.turns import RESULTS, Times, about, in_turn, markdown, ratio, said, written
 from benchmarks.random_checkpoint import random_tensor, write_checkpoint
 
-QUESTION, SECOND = "Can you segment the dog in this image?", "Can you segment the dog?"
+QUESTIONS = "Can you segment the dog in this image?", "Can you segment the dog?"
+SMALL_QUESTIONS = "Segment the blue star.", "Segment the red circle."  # of the small model's pictures
 TOKENS_PER_TARGET = 12
 WANTED = {1: 15, 5: 50}
 ROOT = Path(__file__).resolve().parents[2]
@@ -102,19 +105,22 @@ def picture(height: int = 480, width: int = 640) -> np.ndarray:
     return np.stack(waves, -1).astype(np.uint8)
 
 
-def ours(segmenter: Segmenter, rgb: np.ndarray, tokens: int) -> tuple[Times, pixelrt.Answer]:
+def ours(
+    segmenter: Segmenter, rgb: np.ndarray, questions: Sequence[str], tokens: int
+) -> tuple[Times, pixelrt.Answer]:
     start = time.perf_counter()
     frame = segmenter.encode(rgb)
-    answer = segmenter.segment(frame, QUESTION, max_new_tokens=tokens)
+    answer = segmenter.segment(frame, questions[0], max_new_tokens=tokens)
     middle = time.perf_counter()
-    segmenter.segment(frame, SECOND, max_new_tokens=tokens)
+    segmenter.segment(frame, questions[1], max_new_tokens=tokens)
     return {"answer": middle - start, "second": time.perf_counter() - middle}, answer
 
 
 def compare(segmenter: Segmenter, reference: Reference, args: argparse.Namespace) -> dict[str, Any]:
-    rgb, tokens = picture(), args.tokens
-    prompt = segmenter.prompt(QUESTION).input_ids()
-    _, answer = ours(segmenter, rgb, tokens)  # warms up, and says what the original is asked about
+    tokens, questions = args.tokens, SMALL_QUESTIONS if args.smoke else QUESTIONS
+    rgb = open_image(ROOT / "calib_data" / "scene_01.png") if args.smoke else picture()
+    prompt = segmenter.prompt(questions[0]).input_ids()
+    _, answer = ours(segmenter, rgb, questions, tokens)  # warms up, and says what the original is asked about
     if len(answer.masks) != args.targets and not args.checkpoint:
         raise SystemExit(f"the answer has {len(answer.masks)} targets: {answer.text}")
     agreed: list[bool] = []
@@ -128,7 +134,7 @@ def compare(segmenter: Segmenter, reference: Reference, args: argparse.Namespace
 
     with torch.inference_mode():
         reference.step(*reference.pixels(rgb), prompt)  # warm-up
-    ways = {"pixelrt": lambda: ours(segmenter, rgb, tokens)[0], "original": theirs}
+    ways = {"pixelrt": lambda: ours(segmenter, rgb, questions, tokens)[0], "original": theirs}
     times = in_turn(ways, args.rounds, args.minutes)
     if args.dtype == "float32" and not all(agreed):
         raise SystemExit(f"the original says something else in {agreed.count(False)} of {len(agreed)} steps")

@@ -13,7 +13,9 @@ NEEDS_GPU_LIBRARIES = {"cupy_device"}
 
 
 @pytest.mark.parametrize(
-    "name", sorted(f.stem for f in FOLDER.glob("*.py") if f.stem not in NEEDS_GPU_LIBRARIES)
+    "name",
+    sorted(f.stem for f in FOLDER.glob("*.py") if f.stem not in NEEDS_GPU_LIBRARIES)
+    + sorted(f"peers.{f.stem}" for f in FOLDER.glob("peers/*.py")),
 )
 def test_imports(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("torch", reason="torch is not installed (extra export)")

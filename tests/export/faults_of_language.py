@@ -75,18 +75,17 @@ def stale_cache_row(b: Faulty) -> None:
     """New rows are written one place too early once the cache has any: the last one that was read is lost."""
 
     def edit(model: onnx.ModelProto) -> None:
-        scatter = next(n for n in model.graph.node if n.op_type == "TensorScatter")
+        readers = [n for n in model.graph.node if "write_indices" in n.input]
         for name, value in (("one", 1), ("zero", 0)):
             model.graph.initializer.append(numpy_helper.from_array(np.int64(value), f"stale.{name}"))
         insert(
             model,
-            scatter,
+            readers[0],
             helper.make_node("Sub", ["write_indices", "stale.one"], ["stale.a"]),
             helper.make_node("Max", ["stale.a", "stale.zero"], ["stale.b"]),
         )
-        for n in model.graph.node:
-            if n.op_type == "TensorScatter":
-                n.input[2] = "stale.b"
+        for n in readers:
+            n.input[list(n.input).index("write_indices")] = "stale.b"
 
     b.graph("language", edit)
 

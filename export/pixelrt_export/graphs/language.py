@@ -1,7 +1,8 @@
 """A decoder-only language model over embeddings, with a cache, as one ONNX graph in two spellings.
 
 `in_place` (opset 24): the cache is a buffer of fixed length, bound to input and output at once; TensorScatter
-writes the new rows and Attention reads the first T of them. ONNX Runtime and TensorRT >= 10.15.
+writes the new rows and Attention reads the first T of them, ONNX Runtime and TensorRT >= 10.15. With fp32 activations,
+which only ONNX Runtime runs, one operator of its own does both.
 `concat` (opset 21): past in, past + new out, attention and rotary embedding spelled out. TensorRT before 10.15
 and ONNX Runtime 1.23, the newest for Python 3.10.
 
@@ -15,9 +16,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
+import onnx
 
 from pixelrt_export.graph import Graph
-from pixelrt_export.graphs.llama import Llama
+from pixelrt_export.graphs.llama import Attend, Llama
 from pixelrt_export.graphs.phi import Phi
 from pixelrt_export.model_config import LanguageConfig
 
@@ -38,7 +40,7 @@ def build_language(g: Graph, tensor: Tensor, config: LanguageConfig, cache: str,
     g.input("position_ids", "int64", ["B", "S"])
     g.input("attn_mask", "bool", ["B", 1, "S", "T"])
     read = head(g)
-    attend = _InPlace(g, config) if cache == "in_place" else _Concat(g, config)
+    attend = _attention(g, config, cache)
     model = MODELS[config.kind](g, tensor, config)
     for i in range(config.layers):
         with g.scope(f"layers.{i}"):
@@ -54,6 +56,13 @@ def build_layer(g: Graph, tensor: Tensor, config: LanguageConfig, i: int) -> Non
     g.input("attn_mask", "bool", ["B", 1, "S", "T"])
     block = MODELS[config.kind](g, tensor, config).block
     g.output(block(i, x, _Concat(g, config)), "states", "activations", ["B", "S", config.hidden])
+
+
+def _attention(g: Graph, config: LanguageConfig, cache: str) -> Attend:
+    if cache == "concat":
+        return _Concat(g, config)
+    # What runs with fp32 activations is ONNX Runtime.
+    return (_Grouped if g.activations == "float32" else _InPlace)(g, config)
 
 
 def token_head(tensor: Tensor, config: LanguageConfig) -> Head:
@@ -84,6 +93,15 @@ def _rotary_table(g: Graph, config: LanguageConfig, function: Callable[[np.ndarr
     return g.weight(f"language.rotary_{function.__name__}", make)
 
 
+def _heads(g: Graph, config: LanguageConfig, q: str, k: str, v: str) -> tuple[str, str, str]:
+    """(B, S, heads * d) -> (B, heads, S, d)"""
+    return (
+        g.split_heads(q, config.heads),
+        g.split_heads(k, config.kv_heads),
+        g.split_heads(v, config.kv_heads),
+    )
+
+
 @dataclass
 class _InPlace:
     """Attention over a cache that is written where it lies."""
@@ -99,6 +117,7 @@ class _InPlace:
 
     def __call__(self, i: int, q: str, k: str, v: str) -> str:
         g, shape = self.g, ["B", self.config.kv_heads, "M", self.config.head_dim]
+        q, k, v = _heads(g, self.config, q, k, v)
         rotary = self.config.rotary_dims
         partial = {} if rotary == self.config.head_dim else {"rotary_embedding_dim": rotary}
         q, k = (g.op("RotaryEmbedding", x, self.cos, self.sin, "position_ids", **partial) for x in (q, k))
@@ -112,7 +131,64 @@ class _InPlace:
             read.append(g.op("Slice", present, g.constant([0]), self.seen, g.constant([2])))
         # No softmax_precision: TensorRT's parser refuses the attribute; the kernel chooses, as ONNX Runtime's does.
         scale = self.config.head_dim**-0.5
-        return str(g.op("Attention", q, *read, "attn_mask", is_causal=0, scale=scale))
+        mixed = g.op("Attention", q, *read, "attn_mask", is_causal=0, scale=scale)
+        return g.reshape(g.transpose(mixed, [0, 2, 1, 3]), [0, 0, -1])
+
+
+@dataclass
+class _Grouped:
+    """The same in ONNX Runtime's own operator, which writes the cache and reads it where it lies.
+
+    Its kernel wants B = 1 where several tokens follow others. It could turn q and k too, but not by positions that
+    jump.
+    """
+
+    g: Graph
+    config: LanguageConfig
+
+    def __post_init__(self) -> None:
+        g = self.g
+        g.input("write_indices", "int64", ["B"])
+        seen, new = g.op("Shape", "attn_mask", start=3, end=4), g.op("Shape", "attn_mask", start=2, end=3)
+        last = g.op("Sub", g.op("Add", "write_indices", new), g.constant([1]))
+        self.last, self.seen = (
+            g.op("Cast", x, to=onnx.TensorProto.INT32) for x in (last, g.op("Squeeze", seen))
+        )
+        shut = g.constant(float(np.finfo(np.float32).min))
+        self.bias = g.op("Where", "attn_mask", g.constant(0.0), shut)
+        self.cos, self.sin = _rotary_table(g, self.config, np.cos), _rotary_table(g, self.config, np.sin)
+
+    def _rotate(self, x: str, heads: int) -> str:
+        """x (B, S, heads * d)"""
+        rotary = self.config.rotary_dims
+        partial = {} if rotary == self.config.head_dim else {"rotary_embedding_dim": rotary}
+        inputs = (x, self.cos, self.sin, "position_ids")
+        return str(self.g.op("RotaryEmbedding", *inputs, num_heads=heads, **partial))
+
+    def __call__(self, i: int, q: str, k: str, v: str) -> str:
+        g, c = self.g, self.config
+        shape = ["B", c.kv_heads, "M", c.head_dim]
+        past = [g.input(f"past.{i}.{part}", "activations", shape) for part in ("key", "value")]
+        present = [f"present.{i}.{part}" for part in ("key", "value")]
+        new = self._rotate(q, c.heads), self._rotate(k, c.kv_heads), v
+        mixed = f"layers.{i}/GroupQueryAttention"
+        g.op(
+            "GroupQueryAttention",
+            *new,
+            *past,
+            self.last,
+            self.seen,
+            *["", "", ""],  # it turns nothing itself
+            self.bias,
+            outputs=[mixed, *present],
+            domain="com.microsoft",
+            num_heads=c.heads,
+            kv_num_heads=c.kv_heads,
+            scale=c.head_dim**-0.5,
+        )
+        for name in present:
+            g.output(name, name, "activations", shape)
+        return mixed
 
 
 @dataclass
@@ -144,6 +220,7 @@ class _Concat:
 
     def __call__(self, i: int, q: str, k: str, v: str) -> str:
         g, c = self.g, self.config
+        q, k, v = _heads(g, c, q, k, v)
         groups = c.heads // c.kv_heads
         q = g.op("Mul", self._rotate(q), g.constant(c.head_dim**-0.5))
         read = []
@@ -156,4 +233,5 @@ class _Concat:
         q = g.op("Reshape", q, g.constant([0, c.kv_heads, groups, -1, c.head_dim]))
         scores = g.op("Add", g.op("MatMul", q, g.transpose(key, [0, 1, 2, 4, 3])), self.bias)
         mixed = g.op("MatMul", g.softmax(scores), value)
-        return g.reshape(mixed, [0, c.heads, -1, c.head_dim])
+        mixed = g.reshape(mixed, [0, c.heads, -1, c.head_dim])
+        return g.reshape(g.transpose(mixed, [0, 2, 1, 3]), [0, 0, -1])

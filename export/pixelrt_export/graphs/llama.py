@@ -14,7 +14,7 @@ from pixelrt_export.graph import Graph
 from pixelrt_export.model_config import LanguageConfig
 
 Tensor = Callable[[str], np.ndarray]
-Attend = Callable[[int, str, str, str], str]  # layer, q, k, v (B, heads, S, d) -> (B, heads, S, d)
+Attend = Callable[[int, str, str, str], str]  # layer, q, k, v (B, S, heads * d) -> (B, S, heads * d)
 
 
 @dataclass(frozen=True)
@@ -25,21 +25,14 @@ class Llama:
 
     def block(self, i: int, x: str, attend: Attend) -> str:
         """h = x + attention(norm(x)); h + down(silu(gate(norm(h))) * up(norm(h)))."""
-        g, config = self.g, self.config
-        name, key = f"language.layers.{i}", f"model.layers.{i}"
+        g, name, key = self.g, f"language.layers.{i}", f"model.layers.{i}"
 
         def linear(x: str, part: str, leaf: str) -> str:
             return g.linear(x, f"{name}.{leaf}", lambda: self.tensor(f"{key}.{part}.{leaf}.weight"))
 
         y = self._rms_norm(x, f"{name}.input_layernorm", f"{key}.input_layernorm")
         q, k, v = (linear(y, "self_attn", leaf) for leaf in ("q_proj", "k_proj", "v_proj"))
-        q, k, v = (
-            g.split_heads(q, config.heads),
-            g.split_heads(k, config.kv_heads),
-            g.split_heads(v, config.kv_heads),
-        )
-        mixed = g.reshape(g.transpose(attend(i, q, k, v), [0, 2, 1, 3]), [0, 0, -1])
-        x = g.op("Add", x, linear(mixed, "self_attn", "o_proj"))
+        x = g.op("Add", x, linear(attend(i, q, k, v), "self_attn", "o_proj"))
 
         post = "post_attention_layernorm"
         y = self._rms_norm(x, f"{name}.{post}", f"{key}.{post}")

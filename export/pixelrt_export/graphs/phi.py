@@ -15,7 +15,7 @@ from pixelrt_export.graph import Graph
 from pixelrt_export.model_config import LanguageConfig
 
 Tensor = Callable[[str], np.ndarray]
-Attend = Callable[[int, str, str, str], str]  # layer, q, k, v (B, heads, S, d) -> (B, heads, S, d)
+Attend = Callable[[int, str, str, str], str]  # layer, q, k, v (B, S, heads * d) -> (B, S, heads * d)
 
 
 @dataclass(frozen=True)
@@ -40,11 +40,10 @@ class Phi:
                 lambda leaf=leaf: unfused(self.tensor(f"{full}.{leaf}"), heads, part)
                 for leaf in ("weight", "bias")
             )
-            return g.split_heads(g.linear(x, f"{name}.{'qkv'[part]}_proj", weight, bias), heads)
+            return g.linear(x, f"{name}.{'qkv'[part]}_proj", weight, bias)
 
         y = self._norm(x, f"{name}.input_layernorm", f"{key}.input_layernorm")
         mixed = attend(i, *(projection(y, part) for part in range(3)))
-        mixed = g.reshape(g.transpose(mixed, [0, 2, 1, 3]), [0, 0, -1])
         x = g.op("Add", x, linear(mixed, "self_attn", "dense"))
         hidden = g.op("Gelu", linear(y, "mlp", "fc1"), approximate="tanh")
         return str(g.op("Add", x, linear(hidden, "mlp", "fc2")))

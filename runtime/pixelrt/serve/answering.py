@@ -1,86 +1,103 @@
-"""What waits together is answered together, where nobody wants the answer piece by piece."""
+"""Questions that somebody else gathered (Triton's batcher, Ray Serve's) to answers: each picture is encoded once."""
 
 from __future__ import annotations
 
+import hashlib
 import traceback
-from collections.abc import Generator, Iterator, Sequence
-from contextlib import closing
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
 
 from pixelrt.errors import InputError
-from pixelrt.masks import Mask
+from pixelrt.queries import Query
 from pixelrt.segmenter import Frame, Result, Segmenter
-
-if TYPE_CHECKING:
-    from pixelrt.serve.worker import Question
-
-Asked = tuple["Question", Frame]
+from pixelrt.serve.frames import Frames
+from pixelrt.serve.limits import checked
+from pixelrt.serve.settings import Settings
 
 
-def answers_of(
-    segmenter: Segmenter, asked: Sequence[Asked]
-) -> Iterator[tuple[Question, str | Mask | Result | Exception]]:
-    """Each question's pieces: words and masks as they come, then the result, or the error in its place.
-
-    Those with the same options that want the whole answer are answered in one batch, which stands where its first
-    question does.
-    """
-    groups: dict[Any, list[Asked]] = {}
-    for question, frame in asked:
-        kind = question if question.stream else (question.max_new_tokens, question.seg_runs)
-        groups.setdefault(kind, []).append((question, frame))
-    for group in groups.values():
-        wanted = [(question, frame) for question, frame in group if not question.abandoned]
-        results = _together(segmenter, wanted) if len(wanted) > 1 else None
-        if results is not None:
-            yield from zip((question for question, _ in wanted), results, strict=True)
-            continue
-        for question, frame in wanted:
-            yield from _alone(segmenter, frame, question)
+@dataclass(frozen=True, eq=False)
+class Asked:
+    picture: bytes  # of a file
+    entry: Any  # the query as JSON
+    max_new_tokens: int | None = None
+    fresh: bool = False  # encode the picture even if it was before: a probe wants to see the encoder run
 
 
-def _together(segmenter: Segmenter, asked: Sequence[Asked]) -> Sequence[Result] | None:
-    """None where they are to be answered one by one, so that each has its own answer or error."""
-    segment_batch = getattr(segmenter, "segment_batch", None)
-    if segment_batch is None:
-        return None
-    first = asked[0][0]
-    try:
-        results: Sequence[Result] = segment_batch(
-            [frame for _, frame in asked],
-            [question.query for question, _ in asked],
-            max_new_tokens=first.max_new_tokens,
-            seg_runs=first.seg_runs,
-        )
-        return results
-    except InputError:
-        return None
-    except Exception as error:  # for whoever runs the server: what fails again alone is told then, too
+@dataclass(frozen=True, eq=False)
+class Told:
+    """See `pixelrt.serve.document.Told`."""
+
+    frame: Frame
+    result: Result
+    query: str | Query
+    reused: bool
+
+    @property
+    def timing_ms(self) -> dict[str, float]:
+        return {**({} if self.reused else self.frame.timing), **self.result.timing}
+
+
+class Answering:
+    """A segmenter and the pictures it encoded last. For one thread."""
+
+    def __init__(self, segmenter: Segmenter, settings: Settings) -> None:
+        self.segmenter, self.settings = segmenter, settings
+        self.frames = Frames(settings.frames_bytes)
+        self.encoder_runs = 0
+
+    def __call__(self, questions: Sequence[Asked]) -> list[Told | Exception]:
+        """One for each question: its answer, or why there is none. InputError is the asker's fault."""
+        found: dict[Asked, Told | Exception] = {}
+        groups: dict[str, list[tuple[Asked, str | Query, int]]] = {}
+        for asked in questions:
+            most = self.settings.new_tokens
+            tokens = min(asked.max_new_tokens or most, most)
+            try:
+                query, _ = checked(self.segmenter, asked.picture, asked.entry, self.settings, tokens)
+            except Exception as error:
+                found[asked] = _heard(error)
+            else:
+                digest = f"fresh {id(asked)}" if asked.fresh else hashlib.sha256(asked.picture).hexdigest()
+                groups.setdefault(digest, []).append((asked, query, tokens))
+        for digest, group in groups.items():
+            found |= self._answered(digest, group)
+        return [found[asked] for asked in questions]
+
+    def _answered(
+        self, digest: str, group: Sequence[tuple[Asked, str | Query, int]]
+    ) -> dict[Asked, Told | Exception]:
+        """Questions about one picture, in turn."""
+        found: dict[Asked, Told | Exception] = {}
+        frame = self.frames.get(digest)
+        reused, sound = frame is not None, True
+        for asked, query, tokens in group:
+            try:
+                if frame is None:
+                    frame = self.segmenter.encode(asked.picture)
+                    self.encoder_runs += 1
+                result = self.segmenter.segment(frame, query, max_new_tokens=tokens)
+                found[asked] = Told(frame, result, query, reused)
+                reused = True
+            except Exception as error:
+                found[asked] = _heard(error)
+                sound = sound and isinstance(error, InputError)
+        if frame is not None and sound and not group[0][0].fresh:
+            self.frames.keep(digest, frame)
+        else:  # what the model had read of it may be half of something
+            self.frames.drop(digest)
+        return found
+
+
+def _heard(error: Exception) -> Exception:
+    """For whoever runs the server; the client gets a sentence."""
+    if not isinstance(error, InputError):
         traceback.print_exception(error)
-        return None
+    return error
 
 
-def _alone(
-    segmenter: Segmenter, frame: Frame, question: Question
-) -> Iterator[tuple[Question, str | Mask | Result | Exception]]:
-    try:
-        with closing(_pieces(segmenter, frame, question)) as pieces:
-            for piece in pieces:
-                if question.abandoned:
-                    break
-                yield question, piece
-    except Exception as error:
-        yield question, error
-
-
-def _pieces(segmenter: Segmenter, frame: Frame, question: Question) -> Generator[Any, None, None]:
-    options: dict[str, Any] = {"max_new_tokens": question.max_new_tokens, "seg_runs": question.seg_runs}
-    stream = getattr(segmenter, "stream", None)
-    if stream is not None:  # also for a whole answer: it ends where its client leaves
-        yield from stream(frame, question.query, **options)
-        return
-    result = segmenter.segment(frame, question.query, **options)
-    if question.stream:
-        yield result.text
-        yield from result.masks
-    yield result
+def failure(error: Exception) -> str:
+    """What a client is told."""
+    if isinstance(error, InputError):
+        return str(error)
+    return f"The model failed ({type(error).__name__}). The server's log has the details."

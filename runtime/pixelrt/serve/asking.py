@@ -10,15 +10,11 @@ from typing import Any
 from fastapi import HTTPException, Request
 from starlette.concurrency import run_in_threadpool
 
-from pixelrt import query_json
 from pixelrt.errors import InputError
-from pixelrt.image import announced_size
-from pixelrt.queries import KINDS, Query
-from pixelrt.serve.settings import Settings
+from pixelrt.queries import Query
+from pixelrt.serve.answering import failure
+from pixelrt.serve.limits import TooManyPixels, checked
 from pixelrt.serve.worker import Answered, Closed, Piece, Question, QueueFull, Worker
-
-PLACES_MAX = 10_000  # of all points and scribbles of a question
-REGION_PIXELS_MAX = 1 << 29  # every region becomes a mask of the picture's size, a byte a pixel
 
 
 async def pieces(
@@ -89,53 +85,16 @@ def submit(worker: Worker, question: Question, always: bool = False) -> None:
 
 
 def http_error(error: Exception) -> HTTPException:
-    if isinstance(error, InputError):
-        return HTTPException(400, str(error))
-    return HTTPException(500, f"The model failed ({type(error).__name__}). The server's log has the details.")
+    return HTTPException(400 if isinstance(error, InputError) else 500, failure(error))
 
 
 def _checked(worker: Worker, picture: bytes, entry: Any, max_new_tokens: int) -> tuple[str | Query, int]:
-    """The query and the tokens of its words, after all that can be refused before its turn.
-
-    Raises InputError, HTTPException 413.
-    """
-    if not picture:
-        raise InputError("the picture is empty. Send the bytes of a PNG, JPEG, WebP or TIFF.")
-    height, width = announced_size(picture)
-    limits = worker.settings
-    if height * width > limits.pixels:
+    """See `pixelrt.serve.limits.checked`. Raises InputError, HTTPException 413."""
+    try:
+        return checked(worker.segmenter, picture, entry, worker.settings, max_new_tokens)
+    except TooManyPixels as error:
         worker.metrics.refused.labels("pixels").inc()
-        raise HTTPException(
-            413, f"the picture has {width} x {height} pixels; {limits.pixels:,} are allowed. Scale it down."
-        )
-    _check_amount(entry, height * width, limits)
-    query = query_json.from_json(entry, (height, width))
-    ids = worker.segmenter.check(query, None, max_new_tokens)
-    return query, len(ids) - 1  # without the place of the picture
-
-
-def _check_amount(entry: Any, pixels: int, limits: Settings) -> None:
-    """Raises InputError where a question has more words, places or regions than are allowed."""
-    given = entry if isinstance(entry, dict) else {}
-    lists = {key: value if isinstance(value, list) else [value] for key, value in given.items()}
-    length = sum(
-        len(part) for key in ("prompt", "classes") for part in lists.get(key, []) if isinstance(part, str)
-    )
-    if length > limits.prompt_chars:
-        raise InputError(
-            f"the prompt has {length:,} characters; {limits.prompt_chars:,} are allowed. Say it in fewer words."
-        )
-    touched = [item for key in ("points", "scribbles") for item in lists.get(key, [])]
-    if any(isinstance(item, dict) for item in touched):
-        raise InputError("points and scribbles are lists of x, y here. Give a mask under masks.")
-    places = sum(len(item) for item in touched if isinstance(item, list))
-    if places > PLACES_MAX:
-        raise InputError(f"{places:,} places are marked; {PLACES_MAX:,} are allowed. Mark fewer.")
-    regions = sum(len(lists.get(kind, [])) for kind in KINDS)
-    if regions * pixels > REGION_PIXELS_MAX:
-        raise InputError(
-            f"{regions} regions of a picture of {pixels:,} pixels are too many at once. Scale it down, or mark fewer."
-        )
+        raise HTTPException(413, str(error)) from None
 
 
 async def _left(request: Request) -> None:

@@ -19,10 +19,10 @@ from pixelrt.errors import InputError
 from pixelrt.masks import Mask
 from pixelrt.queries import Query
 from pixelrt.segmenter import Frame, Result, Segmenter
-from pixelrt.serve.answering import answers_of
 from pixelrt.serve.frames import Frames
 from pixelrt.serve.metrics import Metrics
 from pixelrt.serve.settings import Settings
+from pixelrt.serve.together import answers_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,6 +34,10 @@ class Answered:
     frame: Frame
     reused: bool  # the picture was encoded already
     queue_ms: float
+
+    @property
+    def query(self) -> str | Query:
+        return self.question.query
 
     @property
     def timing_ms(self) -> dict[str, float]:

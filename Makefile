@@ -3,14 +3,16 @@
 # make kernels    the host library of the kernels, and the GPU code where nvcc is at hand; needs no environment
 # make tensorrt-check  installs TensorRT-RTX into build/ (95 MB) and builds engines of small models with it; no GPU needed
 # make ros-check  installs rclpy into .venv-ros (280 MB; Python 3.11 to 3.13 on x86-64) and runs the node in a graph
+# make triton-check  installs tritonserver into .venv-triton (300 MB) and asks it what pixelrt triton wrote
+# make ray-check  installs Ray into .venv-ray (700 MB) and kills one of two replicas under load
 # make gpu-check  builds the kernels, runs the tests marked gpu, times the kernels; writes benchmarks/results/gpu-check.json
 # make clean      removes everything that was made here except bundles
 #
 # PIXELRT_PYTHON=PROGRAM  the Python to make the environments with, 3.10 to 3.13 (default: python3)
 
-.PHONY: test check kernels tensorrt-check ros-check gpu-check clean
+.PHONY: test check kernels tensorrt-check ros-check triton-check ray-check gpu-check clean
 test: .compat
-test check tensorrt-check ros-check gpu-check: .test
+test check tensorrt-check ros-check triton-check ray-check gpu-check: .test
 
 bin := .venv-test/bin
 # ONNX Runtime 1.23.2 is the newest for Python 3.10 (JetPack 6); it runs the language graph's compatibility twin.
@@ -47,9 +49,18 @@ ros-check:
 	scripts/venv.sh .venv-ros cpu $(ros)
 	$(bin)/python -m pytest tests/release/test_ros.py
 
+# Its stub wants numpy 1.
+triton-check:
+	scripts/venv.sh .venv-triton cpu nvidia-pytriton==0.7.0
+	$(bin)/python -m pytest tests/release/test_triton_server.py
+
+ray-check:
+	scripts/venv.sh .venv-ray cpu,ray
+	$(bin)/python -m pytest tests/release/test_ray.py
+
 gpu-check:
 	$(bin)/python -m benchmarks.gpu_check
 
 clean:
-	rm -rf .venv .venv-test .venv-compat .venv-ros build dist kernels/pixelrt_kernels/built pixelrt-out .pytest_cache .mypy_cache .ruff_cache
+	rm -rf .venv .venv-test .venv-compat .venv-ros .venv-triton .venv-ray build dist kernels/pixelrt_kernels/built pixelrt-out .pytest_cache .mypy_cache .ruff_cache
 	find . -name __pycache__ -prune -exec rm -rf {} +

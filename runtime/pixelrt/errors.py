@@ -29,6 +29,7 @@ EXTRA_OF_MODULE = {
     "prometheus_client": "serve",
     "pydantic": "serve",
     "python_multipart": "serve",
+    "ray": "ray",
 }
 
 

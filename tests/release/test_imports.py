@@ -41,6 +41,9 @@ RUNTIME_ONLY_IN = {
     "pydantic": ("serve",),
     "uvicorn": ("serve",),
     "prometheus_client": ("serve",),
+    "ray": ("serve/ray_app.py",),
+    "triton_python_backend_utils": ("triton/files/model.py",),
+    "tritonclient": ("triton/files/client.py",),
 }
 RUNTIME_EVERYWHERE = {"numpy", "PIL", "tokenizers"}
 NEVER_BELOW_EXPORT = {"torch", "transformers", "onnx", "optimum", "safetensors", "sentencepiece", "ml_dtypes"}

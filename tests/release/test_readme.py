@@ -85,6 +85,7 @@ def test_the_make_commands_are_what_ci_runs(root: Path) -> None:
         "CONTRIBUTING.md",
         "SECURITY.md",
         "docs/bundle.md",
+        "docs/triton.md",
         "docs/jetson.md",
         "docs/video.md",
     ],

@@ -24,6 +24,10 @@ OWN = {
     "track": ("pixelrt.cli.track:track", "Follow marked objects through a video."),
     "bag": ("pixelrt.cli.bag:bag", "Ask about every image of a ROS 2 recording, and write it anew."),
     "serve": ("pixelrt.cli.serve:serve", "Answer over HTTP, with a page to ask on."),
+    "triton": (
+        "pixelrt.cli.triton:triton",
+        "Write a bundle as a model repository of Triton Inference Server.",
+    ),
     "eval": ("pixelrt.cli.evaluate:evaluate", "Score bundles on a published dataset."),
     "build": ("pixelrt.cli.build:build", "Turn a bundle's graphs into TensorRT engines."),
     "bench": ("pixelrt.cli.bench:bench", "Measure bundles: time by stage, memory, energy; compare them."),

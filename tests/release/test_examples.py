@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import runpy
 import subprocess
 import sys
+import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
@@ -24,8 +27,9 @@ def run(root: Path, script: str, *arguments: object, cwd: Path) -> str:
 
 def test_every_example_is_run_here_and_short(root: Path) -> None:
     scripts = {file.name: file.read_text(encoding="utf-8") for file in (root / "examples").glob("*.py")}
-    assert set(scripts) == {"one_picture.py", "many_questions.py", "folder_to_coco.py", "camera.py"}
-    assert all(text.count("\n") < 45 for text in scripts.values())
+    known = {"one_picture.py", "many_questions.py", "folder_to_coco.py", "camera.py", "ask_a_server.py"}
+    assert set(scripts) == known
+    assert all(text.count("\n") < 50 for text in scripts.values())
 
 
 def test_one_picture(root: Path, tiny_bundle: Path, tmp_path: Path) -> None:
@@ -70,3 +74,47 @@ def test_folder_to_coco(root: Path, tiny_bundle: Path, tmp_path: Path) -> None:
     for annotation in annotations:
         assert int(read.annToMask(annotation).sum()) == annotation["area"]
     json.dumps(annotations[0]["segmentation"])
+
+
+class Moody(BaseHTTPRequestHandler):
+    """Refuses, hangs up, fails and then answers, or says that the question is wrong."""
+
+    seen: list[bytes]
+
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        self.seen.append(body)
+        if b"wrong" in body:
+            return self.say(400, {"error": {"message": "this is wrong"}})
+        if len(self.seen) == 2:
+            return self.connection.close()
+        code = {1: 429, 3: 500}.get(len(self.seen), 200)
+        self.say(code, {"text": "Sure.", "masks": [{"label": "mug", "box": None}]})
+
+    def say(self, code: int, document: object) -> None:
+        self.send_response(code)
+        self.send_header("Retry-After", "0")
+        self.end_headers()
+        self.wfile.write(json.dumps(document).encode())
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+def test_ask_a_server_asks_again_where_that_may_help(root: Path, tmp_path: Path) -> None:
+    handler = type("Handler", (Moody,), {"seen": []})
+    server = HTTPServer(("127.0.0.1", 0), handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    url, picture = f"http://127.0.0.1:{server.server_port}", tmp_path / "picture.png"
+    picture.write_bytes(b"\x89PNG\r\n--bytes")
+    try:
+        said = run(root, "ask_a_server.py", url, picture, "the mug", cwd=tmp_path)
+        assert said == "Sure. ('mug', None)\n" and len(handler.seen) == 4
+        assert len(set(map(len, handler.seen))) == 1 and picture.read_bytes() in handler.seen[0]
+        ask = runpy.run_path(str(root / "examples" / "ask_a_server.py"))["ask"]
+        with pytest.raises(RuntimeError, match=r"400: .*this is wrong"):
+            ask(url, b"x", prompt="wrong")
+        assert len(handler.seen) == 5
+    finally:
+        server.shutdown()
+        server.server_close()

@@ -78,10 +78,10 @@ def drafter_of(answer: Sequence[int], seed: int) -> Any:
     """Right drafts, wrong ones and half right ones."""
     rng = np.random.default_rng(seed)
 
-    def drafter(ids: Sequence[int]) -> list[int]:
+    def drafter(ids: Sequence[int]) -> list[list[int]]:
         right = list(answer[len(ids) : len(ids) + int(rng.integers(0, 9))])
         wrong = [int(word) for word in rng.choice(WORDS, int(rng.integers(0, 4)))]
-        return [right + wrong, wrong, [], wrong + right][int(rng.integers(4))]
+        return [[right + wrong, wrong, [], wrong + right][int(rng.integers(4))]]
 
     return drafter
 

@@ -14,6 +14,7 @@ from pixelrt.segmenter import Frame, Result, Segmenter
 from pixelrt.serve.frames import Frames
 from pixelrt.serve.limits import checked
 from pixelrt.serve.settings import Settings
+from pixelrt.serve.together import together
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,26 +68,38 @@ class Answering:
     def _answered(
         self, digest: str, group: Sequence[tuple[Asked, str | Query, int]]
     ) -> dict[Asked, Told | Exception]:
-        """Questions about one picture, in turn."""
+        """Questions about one picture: those with the same limit together, else in turn."""
         found: dict[Asked, Told | Exception] = {}
         frame = self.frames.get(digest)
         reused, sound = frame is not None, True
+        if frame is None:
+            try:
+                frame = self.segmenter.encode(group[0][0].picture)
+            except Exception as error:
+                return dict.fromkeys((asked for asked, _, _ in group), _heard(error))
+            self.encoder_runs += 1
+        results = self._together(frame, group)
         for asked, query, tokens in group:
             try:
-                if frame is None:
-                    frame = self.segmenter.encode(asked.picture)
-                    self.encoder_runs += 1
-                result = self.segmenter.segment(frame, query, max_new_tokens=tokens)
+                result = results.get(asked)
+                if result is None:
+                    result = self.segmenter.segment(frame, query, max_new_tokens=tokens)
                 found[asked] = Told(frame, result, query, reused)
                 reused = True
             except Exception as error:
                 found[asked] = _heard(error)
                 sound = sound and isinstance(error, InputError)
-        if frame is not None and sound and not group[0][0].fresh:
+        if sound and not group[0][0].fresh:
             self.frames.keep(digest, frame)
         else:  # what the model had read of it may be half of something
             self.frames.drop(digest)
         return found
+
+    def _together(self, frame: Frame, group: Sequence[tuple[Asked, str | Query, int]]) -> dict[Asked, Result]:
+        """Answers to the questions that have as many tokens as the first; none where each is to be asked alone."""
+        alike = [(asked, query) for asked, query, tokens in group if tokens == group[0][2]]
+        results = together(self.segmenter, [frame] * len(alike), [query for _, query in alike], group[0][2])
+        return {} if results is None else dict(zip((asked for asked, _ in alike), results, strict=True))
 
 
 def _heard(error: Exception) -> Exception:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from pixelrt.errors import InputError
 from pixelrt.masks import Mask
+from pixelrt.queries import Query
 from pixelrt.segmenter import Frame, Result, Segmenter
 
 if TYPE_CHECKING:
@@ -31,7 +32,9 @@ def answers_of(
         groups.setdefault(kind, []).append((question, frame))
     for group in groups.values():
         wanted = [(question, frame) for question, frame in group if not question.abandoned]
-        results = _together(segmenter, wanted) if len(wanted) > 1 else None
+        first = group[0][0]
+        frames, queries = [frame for _, frame in wanted], [question.query for question, _ in wanted]
+        results = together(segmenter, frames, queries, first.max_new_tokens, first.seg_runs)
         if results is not None:
             yield from zip((question for question, _ in wanted), results, strict=True)
             continue
@@ -39,18 +42,20 @@ def answers_of(
             yield from _alone(segmenter, frame, question)
 
 
-def _together(segmenter: Segmenter, asked: Sequence[Asked]) -> Sequence[Result] | None:
+def together(
+    segmenter: Segmenter,
+    frames: Sequence[Frame],
+    queries: Sequence[str | Query],
+    max_new_tokens: int,
+    seg_runs: str = "complete",
+) -> Sequence[Result] | None:
     """None where they are to be answered one by one, so that each has its own answer or error."""
     segment_batch = getattr(segmenter, "segment_batch", None)
-    if segment_batch is None:
+    if segment_batch is None or len(queries) < 2:
         return None
-    first = asked[0][0]
     try:
         results: Sequence[Result] = segment_batch(
-            [frame for _, frame in asked],
-            [question.query for question, _ in asked],
-            max_new_tokens=first.max_new_tokens,
-            seg_runs=first.seg_runs,
+            frames, queries, max_new_tokens=max_new_tokens, seg_runs=seg_runs
         )
         return results
     except InputError:

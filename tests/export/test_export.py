@@ -374,4 +374,4 @@ def test_answers_of_the_calibration_folder_are_drafted_from(
     assert "drafts" not in Bundle.read(golden_bundle_a).manifest
     segmenter: Any = pixelrt.load(bundle)
     draft = segmenter.drafts.of(segmenter.prompt("Find the mug.").tail)
-    assert segmenter.render(draft([]))[0] == "Here: mug [SEG]!"
+    assert segmenter.render(draft([])[0])[0] == "Here: mug [SEG]!"

@@ -16,9 +16,10 @@ import pixelrt
 import pytest
 from click.testing import CliRunner
 from faulty import Faulty, insert
+from pixelrt import batch
 from pixelrt.bundle import Bundle
 from pixelrt.errors import InputError
-from pixelrt.families import pixellm, pixellm_masks, psalm
+from pixelrt.families import pixellm_masks, psalm
 from pixelrt.generate import Generation
 from pixelrt.recording import Recording
 from pixelrt_export import cli
@@ -200,14 +201,13 @@ def graph(name: str, output: str, run: int = 1) -> Callable[[Any, pytest.MonkeyP
 
 
 def brighter(segmenter: Any, patch: pytest.MonkeyPatch) -> None:
-    for module in (pixellm, psalm):
-        prepare = module.prepare
+    prepare = batch.prepare
 
-        def spoiled(image: Any, spec: Any, prepare: Any = prepare) -> Any:
-            prepared = prepare(image, spec)
-            return replace(prepared, pixels=prepared.pixels + np.float32(0.01))
+    def spoiled(image: Any, spec: Any) -> Any:
+        prepared = prepare(image, spec)
+        return replace(prepared, pixels=prepared.pixels + np.float32(0.01))
 
-        patch.setattr(module, "prepare", spoiled)
+    patch.setattr(batch, "prepare", spoiled)
 
 
 def another_row(segmenter: Any, patch: pytest.MonkeyPatch) -> None:

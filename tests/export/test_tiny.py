@@ -124,7 +124,7 @@ def test_the_shipped_checkpoint_answers() -> None:
     for record, _ in evaluate.ask(reference_answerer(SHIPPED), 8, evaluate.SEED_BASE, 140):
         report.add(record)
     row = report.tables()["held-out seeds"]["all"]
-    assert row["exact"][0] > 0.8 and row["iou"][0] > 0.75  # loose: 0.91 and 0.82 over 500 scenes
+    assert row["exact"][0] > 0.8 and row["iou"][0] > 0.75  # loose: 0.95 and 0.86 over 500 scenes
 
 
 @pytest.mark.slow

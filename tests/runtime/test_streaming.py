@@ -137,7 +137,7 @@ def test_a_drafted_answer_is_the_same(seg: PixelLM, frame: Frame) -> None:
     twin: Any = forced(seg, QUESTION, *TWO)
     slow = list(twin.stream(frame, QUESTION))
     known = slow[-1].token_ids
-    twin.drafts = SimpleNamespace(of=lambda _: lambda ids: known[len(ids) :], learn=lambda *_: None)
+    twin.drafts = SimpleNamespace(of=lambda _: lambda ids: [known[len(ids) :]], learn=lambda *_: None)
     whole = twin.segment(frame, QUESTION)
     assert whole.decoding.forwards == 1
     fast = list(twin.stream(frame, QUESTION))

@@ -10,7 +10,7 @@ from pixelrt.generate import Codebook
 FORM = {
     "prompt": {"template": str},
     "tokens": {"bos": int, "eos": int, "pad": int, "seg": [int], "seg_scales": int, "image_tokens": int},
-    "language": {"hidden": int, "max_positions": int},
+    "language": {"hidden": int, "max_positions": int, "layers?": int},
     "drafts?": pixellm_drafts.FORM,
 }
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -30,7 +31,8 @@ def test_nothing_behind_the_first_mask_is_asked_for() -> None:
         finally:
             taken.append("closed")
 
-    spent = first_mask(pieces())
+    segmenter: Any = SimpleNamespace(encode=lambda image: image, stream=lambda *_, **__: pieces())
+    spent = first_mask(segmenter, Question(Path("p.png"), "the mug", "words"), 12)
     assert taken == ["words", "first", "closed"]
     assert spent >= 2 * 1e3 * SLEEP_S  # it did wait for the words and the mask
 
@@ -48,13 +50,21 @@ def test_the_stream_is_not_part_of_the_answer(
     )  # what is learnt and read once is from now on known
     sample = take_sample(subject.segmenter, subject.backend, question, 12)
     assert sample.masks and sample.spent["first_mask"] > sample.spent["image"] + sample.spent["encode"]
-    streamed = type(subject.segmenter).stream
+    streamed, segment = type(subject.segmenter).stream, type(subject.segmenter).segment
+    frames: list[Any] = []
 
-    def late(self: Any, *args: Any, **kwargs: Any) -> Iterator[Any]:
+    def late(self: Any, frame: Any, *args: Any, **kwargs: Any) -> Iterator[Any]:
         time.sleep(SLEEP_S)
-        return streamed(self, *args, **kwargs)
+        frames.append(frame)
+        return streamed(self, frame, *args, **kwargs)
+
+    def noted(self: Any, frame: Any, *args: Any, **kwargs: Any) -> Any:
+        frames.append(frame)
+        return segment(self, frame, *args, **kwargs)
 
     monkeypatch.setattr(type(subject.segmenter), "stream", late)
+    monkeypatch.setattr(type(subject.segmenter), "segment", noted)
     again = take_sample(subject.segmenter, subject.backend, question, 12)
     assert again.forwards == sample.forwards and not subject.backend.take()
     assert again.spent["total"] <= 1e3 * (again.stop - again.start)
+    assert frames[0] is not frames[-1]  # of the answer's frame the picture has been read

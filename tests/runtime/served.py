@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import io
 import threading
 from collections.abc import Awaitable, Callable, Iterator
@@ -27,6 +28,9 @@ def png(shade: int = 0, size: tuple[int, int] = (6, 8)) -> bytes:
     file = io.BytesIO()
     Image.fromarray(np.full((*size, 3), shade, np.uint8)).save(file, "PNG")
     return file.getvalue()
+
+
+RED = png(200)
 
 
 class Model:
@@ -103,3 +107,27 @@ def ask(client: httpx.AsyncClient, prompt: str = "the mug", shade: int = 0) -> A
 def metric(text: str, name: str) -> float:
     """The value of one line of /metrics."""
     return next(float(line.split()[-1]) for line in text.splitlines() if line.startswith(name + " "))
+
+
+def error_of(response: Any) -> str:
+    """The sentence of an error, whose shape is OpenAI's."""
+    error = response.json()["error"]
+    assert set(error) == {"message", "type", "param", "code"} and error["code"] == response.status_code
+    sentence = str(error["message"])
+    assert (
+        sentence.endswith((".", "jpg", "'", "}", "…"))
+        and "\n" not in sentence
+        and "Traceback" not in sentence
+    )
+    return sentence
+
+
+def form(image: Any = RED, **fields: str) -> dict[str, Any]:
+    files = {} if image is None else {"image": image}
+    return {"files": files, "data": fields or {"prompt": "the mug"}}
+
+
+def chat(prompt: Any = "the mug", url: str | None = None, **more: Any) -> dict[str, Any]:
+    url = url or "data:image/png;base64," + base64.b64encode(RED).decode()
+    parts = [{"type": "text", "text": prompt}, {"type": "image_url", "image_url": {"url": url}}]
+    return {"messages": [{"role": "user", "content": parts}], **more}

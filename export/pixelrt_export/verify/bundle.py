@@ -14,6 +14,7 @@ from pixelrt_export.verify.check import Check, Listen, Outcome
 from pixelrt_export.verify.original import Original, Question
 from pixelrt_export.verify.report import Report, Thresholds, joined
 from pixelrt_export.verify.stored import compare_stored
+from pixelrt_export.verify.subject import WHOLE
 
 # `model_type` of a checkpoint's config.json -> module with `open_original(checkpoint, vision_tower)`.
 ORIGINALS = {"llava": "pixelrt_export.verify.pixellm", "llava_phi": "pixelrt_export.verify.psalm"}
@@ -38,10 +39,11 @@ def verify_bundle(
     thresholds: Thresholds | None = None,
     progress: Callable[[str, int, int], None] = lambda what, done, total: None,
     listen: Listen | None = None,
+    whole: int = WHOLE,
 ) -> Report:
     """Compare a bundle with its original on these questions. Raises InputError for a bundle that cannot be read.
 
-    listen: see `Check`.
+    listen, whole: see `Check`.
     """
     read = Bundle.read(bundle, progress=lambda done, total: progress("bundle hashed", done, total))
     if read.manifest["family"] != original.family:
@@ -51,5 +53,7 @@ def verify_bundle(
         )
     outcomes = [Outcome(compare_stored(read, original.checkpoint, original.vision_tower, progress), [])]
     for start in range(0, len(records), TOGETHER):
-        outcomes.append(Check(read, original, progress, start, listen)(records[start : start + TOGETHER]))
+        outcomes.append(
+            Check(read, original, progress, start, listen, whole)(records[start : start + TOGETHER])
+        )
     return Report(joined(outcomes), thresholds or Thresholds(), read.manifest["precision"])

@@ -19,12 +19,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 from pixelrt.bundle import Bundle
-from pixelrt.engine_ort import OrtBackend
-from pixelrt.recording import Call, noted
-from pixelrt.segmenter import open_bundle
+from pixelrt.engine import Engine
+from pixelrt.recording import Call
 
 from pixelrt_export.verify.comparison import (
     LAYER_LIMITS,
@@ -38,7 +38,7 @@ from pixelrt_export.verify.comparison import (
     relative_error,
 )
 from pixelrt_export.verify.original import Arrays, Encoded, Judged, Original, Question, Reading, Said
-from pixelrt_export.verify.subject import TappedEngine, read_in_passes, read_together
+from pixelrt_export.verify.subject import WHOLE, Subject, each, read_in_passes, read_together
 
 Progress = Callable[[str, int, int], None]
 # What the bundle answers, and what went through its graphs.
@@ -81,9 +81,16 @@ class Check:
         progress: Progress = lambda what, done, total: None,
         first: int = 0,
         listen: Listen | None = None,
+        whole: int = WHOLE,
     ) -> None:
-        """first: number of the first question in the report. listen: by default the bundle answers, here and now."""
-        self.bundle, self.original, self._progress, self._first = bundle, original, progress, first
+        """first: number of the first question in the report. listen: by default the bundle answers, here and now.
+        whole: see `Subject`."""
+        self.subject, self.original, self._progress, self._first = (
+            Subject(bundle, whole),
+            original,
+            progress,
+            first,
+        )
         self.precision: dict[str, str] = bundle.manifest["precision"]
         self.findings: list[Finding] = []
         self._listen = listen
@@ -91,6 +98,7 @@ class Check:
     def __call__(self, records: Sequence[Question]) -> Outcome:
         asked = self._answers(records)
         self._encoder(asked)
+        self.original.release()
         self._language(asked)
         judged = self._masks(asked)
         return Outcome(self.findings, judged)
@@ -98,10 +106,13 @@ class Check:
     # ---- the runtime, and what it does between graphs ---------------------------------------------------
 
     def _answers(self, records: Sequence[Question]) -> list[Asked]:
-        listen = self._listen or self._live()
+        if self._listen is not None:
+            heard_of = [self._listen(record) for record in records]
+        else:
+            tell = partial(self._tell, "questions answered", len(records))
+            heard_of = self.subject.answers(records, self.original.listen, tell)
         asked = []
-        for number, record in enumerate(records):
-            said, calls = listen(record)
+        for number, (record, (said, calls)) in enumerate(zip(records, heard_of, strict=True)):
             inputs = self.original.picture(record)
             self._compare("picture", calls["encoder"][-1].inputs, inputs, PICTURE_LIMIT, number)
             heard = self.original.read(record, said, calls["encoder"][-1].outputs["image_tokens"][0])
@@ -115,25 +126,20 @@ class Check:
             if len(calls["language"]) == 1:
                 self._compare("tokens", calls["language"][0].inputs, heard.whole.asked, TOKENS_LIMIT, number)
             asked.append(Asked(record, inputs, Encoded({}), said, calls, heard))
-            self._progress("questions answered", number + 1, len(records))
         return asked
 
-    def _live(self) -> Listen:
-        segmenter, notes = noted(open_bundle(self.bundle, OrtBackend(self.bundle)))
-
-        def listen(record: Question) -> tuple[Said, dict[str, list[Call]]]:
-            notes.clear()
-            return self.original.listen(segmenter, record), notes.calls
-
-        return listen
+    def _tell(self, what: str, total: int, done: int) -> None:
+        self._progress(what, done, total)
 
     # ---- encoder ----------------------------------------------------------------------------------------
 
     def _encoder(self, asked: list[Asked]) -> None:
-        engine, limit = TappedEngine(self.bundle, "encoder"), STAGE_LIMITS[self.precision["encoder"]]
+        engine = self.subject.engine("encoder", taps=lambda place: True)
+        limit = STAGE_LIMITS[self.precision["encoder"]]
+        taps = self._places("encoder")
         for number, one in enumerate(asked):
             found = engine(one.inputs)
-            places = self._tower(one, found, engine.taps, number)
+            places = self._tower(one, found, taps, number)
             one.encoded = self.original.encoded(one.inputs, places)
             self._compare("encoder", found, one.encoded.outputs, limit, number)
             one.reading = self.original.read(one.record, one.said, one.encoded.outputs["image_tokens"][0])
@@ -165,11 +171,9 @@ class Check:
     # ---- language ---------------------------------------------------------------------------------------
 
     def _language(self, asked: list[Asked]) -> None:
-        limit = STAGE_LIMITS[self.precision["language"]]
         traces = self._traces(asked)
         states = [one.reading.states for one in asked]
-        before = ""
-        total = sum(1 for place in traces[0])
+        before, total = "", len(self._places("language"))
         for done, (place, step) in enumerate(self.original.layers(), start=1):
             states = [step(x, one.reading) for x, one in zip(states, asked, strict=True)]
             for number, trace in enumerate(traces):
@@ -188,36 +192,50 @@ class Check:
         for x, one in zip(states, asked, strict=True):
             one.states, one.head = x, self.original.head(x, one.reading)
         for name in LANGUAGE_GRAPHS:
-            engine = TappedEngine(self.bundle, name)
             what = "" if name == "language" else " of the compatibility twin"
-            for number, one in enumerate(asked):
-                for whole, how in ((True, " in one pass"), (False, " through the cache")):
-                    found = read_in_passes(engine, one.reading, whole)
-                    self._compare("language", found, one.head, limit, number, how + what)
-            # Keys and values of every layer, in and out.
-            count = batch_of(4 * total * max(x.nbytes for x in states))
-            batch = [one.reading for one in asked[:count]]
-            shortest = min(len(x) for x in states[:count])
-            found = read_together(engine, batch, self.original.idle(len(batch), shortest))
-            together = np.stack([x[:shortest] for x in states[:count]])
-            self._record(
-                "language", f"{before} in a batch of {len(batch)}{what}", found[before], together, limit, -1
-            )
-            del engine  # before its twin is opened: each holds the whole model
+            self._language_graph(name, what, asked, states, before, total)
 
-    def _traces(self, asked: list[Asked]) -> list[dict[str, np.ndarray]]:
+    def _language_graph(
+        self, name: str, what: str, asked: list[Asked], states: list[np.ndarray], last: str, layers: int
+    ) -> None:
+        """states: the original's after the last layer, whose place is `last`."""
+        engine = self.subject.engine(name, taps=lambda place: place == last)
+        limit = STAGE_LIMITS[self.precision["language"]]
+        ways = {" in one pass": True, " through the cache": False}
+
+        def read(one: Asked) -> dict[str, Arrays]:
+            return {how: read_in_passes(engine, one.reading, whole) for how, whole in ways.items()}
+
+        tell = partial(self._tell, f"questions read{what}", len(asked))
+        for number, (one, out) in enumerate(zip(asked, each(engine, read, asked, tell), strict=True)):
+            for how, found in out.items():
+                self._compare("language", found, one.head, limit, number, how + what)
+        # Keys and values of every layer, in and out.
+        batch = [one.reading for one in asked[: batch_of(4 * layers * max(x.nbytes for x in states))]]
+        shortest = min(len(x) for x in states[: len(batch)])
+        found = read_together(engine, batch, self.original.idle(len(batch), shortest))
+        together = np.stack([x[:shortest] for x in states[: len(batch)]])
+        self._record("language", f"{last} in a batch of {len(batch)}{what}", found[last], together, limit, -1)
+
+    def _traces(self, asked: list[Asked]) -> list[Arrays]:
         """The bundle's states after every layer, for the first questions."""
-        engine = TappedEngine(self.bundle, "language")
-        found = [read_in_passes(engine, one.reading, True) for one in asked[:TRACED]]
-        return [{place: out[place] for place in engine.taps} for out in found]
+        engine, places = self.subject.engine("language", taps=lambda place: True), self._places("language")
+
+        def read(one: Asked) -> Arrays:
+            found = read_in_passes(engine, one.reading, True)
+            return {place: found[place] for place in places}
+
+        return each(engine, read, asked[:TRACED])
+
+    def _places(self, graph: str) -> dict[str, str]:
+        """The manifest's: place in the model -> value of the graph."""
+        return dict(self.subject.bundle.manifest["graphs"][graph].get("taps", {}))
 
     # ---- masks ------------------------------------------------------------------------------------------
 
     def _masks(self, asked: list[Asked]) -> list[Judged]:
-        engine, limit = (
-            TappedEngine(self.bundle, "pixel_decoder"),
-            STAGE_LIMITS[self.precision["pixel_decoder"]],
-        )
+        engine = self.subject.engine("pixel_decoder")
+        limit = STAGE_LIMITS[self.precision["pixel_decoder"]]
         # What reaches the pixel decoder has gone through both stages before it.
         before = STAGE_LIMITS[self.precision["encoder"]] + STAGE_LIMITS[self.precision["language"]]
         judged, drawn_for = [], []
@@ -253,7 +271,7 @@ class Check:
         self._together(engine, drawn_for, limit)
         return judged
 
-    def _together(self, engine: TappedEngine, asked: list[tuple[Arrays, Encoded]], limit: float) -> None:
+    def _together(self, engine: Engine, asked: list[tuple[Arrays, Encoded]], limit: float) -> None:
         """Targets of two questions about one picture at once; of one question alone, its own twice."""
         if not asked:
             return

@@ -107,6 +107,10 @@ class Original(Protocol):
         """The tower: name of its first place, the states there, and its layers."""
         ...
 
+    def release(self) -> None:
+        """Give back the memory of what can be read from the checkpoint again: the tower and the pixel decoder."""
+        ...
+
     def encoded(self, inputs: Arrays, places: Arrays) -> Encoded:
         """What the encoder gives, from the tower's states at each place."""
         ...

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from pixelrt_export.checkpoint import Checkpoint
 from pixelrt_export.families.pixellm import TEMPLATE
 from pixelrt_export.llama_tokenizer import read_llama_tokenizer, seg_token_ids
 from pixelrt_export.reference.llama import Layer, LlamaSizes, RmsNorm, rotary
-from pixelrt_export.reference.pixellm import STORED_BUT_COMPUTED, PixelLM
+from pixelrt_export.reference.pixellm import STORED_BUT_COMPUTED, PixelLM, PixelLMSizes
 from pixelrt_export.reference.preprocess import patch_validity, postprocess, preprocess
 from pixelrt_export.verify.original import (
     Arrays,
@@ -42,17 +43,18 @@ class PixelLMOriginal:
 
     def __init__(self, checkpoint: Checkpoint, vision_tower: Path | None) -> None:
         self.checkpoint, self.vision_tower = checkpoint, vision_tower
-        clip = open_vision_tower(find_vision_tower(checkpoint.folder, checkpoint.config, vision_tower))
+        self.clip = open_vision_tower(find_vision_tower(checkpoint.folder, checkpoint.config, vision_tower))
         self.sizes = LlamaSizes.read(checkpoint.config)
+        self.all_sizes = PixelLMSizes.read(checkpoint.config, self.clip.config)
         self.tokenizer = read_llama_tokenizer(checkpoint.folder)
-        self.net = self._all_but_language(clip)
-        self.seg = seg_token_ids(self.tokenizer.added_tokens, self.net.sizes.seg_tokens)
+        self.seg = seg_token_ids(self.tokenizer.added_tokens, self.all_sizes.seg_tokens)
         # Longer prompts than any model takes: whether a bundle accepts one is not the question here.
         self.prompt = PromptBuilder(
             self.tokenizer.tokenizer, TEMPLATE, self.tokenizer.bos, self.tokenizer.unk, 1 << 20
         )
 
-    def _all_but_language(self, clip: Checkpoint) -> PixelLM:
+    @cached_property
+    def net(self) -> PixelLM:
         """The reference without layers and with a vocabulary of one: both are read as they are needed."""
         config = self.checkpoint.config | {"num_hidden_layers": 0, "vocab_size": 1}
         row = np.zeros((1, self.sizes.hidden_size), np.float32)
@@ -60,13 +62,17 @@ class PixelLMOriginal:
         for key in self.checkpoint.shapes():
             if key not in tensors and not key.startswith("model.layers."):
                 tensors[key] = wide(self.checkpoint.tensor(key))
+        clip = self.clip
         tower = {key: wide(clip.tensor(key)) for key in clip.shapes() if key.startswith("vision_model.")}
         return PixelLM.from_tensors(config, clip.config, tensors, tower)
+
+    def release(self) -> None:
+        self.__dict__.pop("net", None)
 
     # ---- encoder ----------------------------------------------------------------------------------------
 
     def picture(self, record: Question) -> dict[str, np.ndarray]:
-        sizes = self.net.sizes
+        sizes = self.all_sizes
         pixels, fitted = preprocess(open_image(record.image), sizes.image_size)
         valid = patch_validity(*fitted, sizes.clip.patch_size, sizes.grid)
         return {"pixels": pixels[None], "patch_valid": np.concatenate([[True], valid])[None]}
@@ -90,7 +96,7 @@ class PixelLMOriginal:
 
     def _taken(self) -> tuple[int, int]:
         """How many layers deep and shallow features have behind them."""
-        sizes = self.net.sizes
+        sizes = self.all_sizes
         count = sizes.clip.num_hidden_layers + 1
         return sizes.deep_layer % count, sizes.shallow_layer % count
 
@@ -129,7 +135,7 @@ class PixelLMOriginal:
         return self.prompt(record.prompt).input_ids()
 
     def read(self, record: Question, said: Said, image_tokens: np.ndarray) -> Reading:
-        prompt, side = self.prompt(record.prompt), self.net.sizes
+        prompt, side = self.prompt(record.prompt), self.all_sizes
         _, fitted = preprocess(open_image(record.image), side.image_size)
         step = side.clip.patch_size * side.grid // side.token_grid
         head, tail = prompt.head, prompt.tail + said.words
@@ -209,7 +215,7 @@ class PixelLMOriginal:
         prompted = len(asked) - len(said.words)  # rows that predict the prompt's own codebook tokens
         rows = [*range(prompted)]
         rows += [prompted + i for i, token in enumerate(said.words) if token in self.seg]
-        sizes = self.net.sizes
+        sizes = self.all_sizes
         if not rows or len(rows) % sizes.seg_tokens:
             return None
         shape = (-1, sizes.decoder.scales, sizes.seg_token_num, asked.shape[1])
@@ -227,7 +233,7 @@ class PixelLMOriginal:
 
     def masks(self, record: Question, said: Said, decoded: Arrays) -> list[np.ndarray]:
         image = open_image(record.image)
-        _, fitted = preprocess(image, self.net.sizes.image_size)
+        _, fitted = preprocess(image, self.all_sizes.image_size)
         low_res = torch.from_numpy(np.asarray(decoded["low_res_masks"], np.float32))[:, None]
         return list((postprocess(low_res, fitted, image.shape[:2]) > 0).numpy())
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -48,12 +49,12 @@ class PsalmOriginal:
     def __init__(self, checkpoint: Checkpoint) -> None:
         self.checkpoint, self.vision_tower = checkpoint, None
         self.config = PsalmConfig.read(checkpoint.config, checkpoint.shapes())
-        self.net = self._all_but_language()
         tokenizer = read_psalm_tokenizer(checkpoint.folder, self.config.language.vocab)
         tokens = {"mask_tokens": {"first": self.config.language.vocab, "count": self.config.queries}}
         self.prompt = PsalmPrompt(tokenizer.tokenizer, PROMPT, tokens)
 
-    def _all_but_language(self) -> Psalm:
+    @cached_property
+    def net(self) -> Psalm:
         """The reference with one layer, unused, and a vocabulary of one: both are read as they are needed."""
         config = self.checkpoint.config | {"num_hidden_layers": 1, "vocab_size": 1}
         row = np.zeros((1, self.config.language.hidden), np.float32)
@@ -63,6 +64,9 @@ class PsalmOriginal:
             if key not in tensors and not later:
                 tensors[key] = wide(self.checkpoint.tensor(key))
         return Psalm.from_tensors(config, tensors)
+
+    def release(self) -> None:
+        self.__dict__.pop("net", None)
 
     # ---- encoder ----------------------------------------------------------------------------------------
 

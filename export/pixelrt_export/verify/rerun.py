@@ -26,7 +26,7 @@ from pixelrt_export.verify.comparison import (
 )
 from pixelrt_export.verify.original import Arrays
 from pixelrt_export.verify.recorded import OtherCalls, Outputs, language_outputs, limit_of, reading_of
-from pixelrt_export.verify.subject import TappedEngine, read_in_passes
+from pixelrt_export.verify.subject import Subject, read_in_passes
 
 # What the runtime makes before each graph: stage and limit. The ids it puts together are exact.
 BETWEEN = {
@@ -65,7 +65,7 @@ def rerun(
 
 def _encoder(bundle: Bundle, recording: Recording, found: Findings) -> None:
     call = recording.calls["encoder"][0]
-    here = TappedEngine(bundle, "encoder")(call.inputs)
+    here = Subject(bundle).engine("encoder")(call.inputs)
     for name, value in call.outputs.items():
         found.compare("encoder", name, value, here[name], limit_of(recording, "encoder"))
 
@@ -73,7 +73,7 @@ def _encoder(bundle: Bundle, recording: Recording, found: Findings) -> None:
 def _language(bundle: Bundle, recording: Recording, found: Findings) -> None:
     """Row by row: one token of a hundred may be wrong."""
     twin = recording.about["graphs"]["language"].get("cache") == "concat"
-    engine = TappedEngine(bundle, "language_compat" if twin else "language")
+    engine = Subject(bundle).engine("language_compat" if twin else "language")
     here, there = read_in_passes(engine, reading_of(recording), False), language_outputs(recording)
     words = recording.token_ids
     for name, value in there.items():
@@ -95,7 +95,7 @@ def _row(word: int, row: int) -> str:
 
 def _pixel_decoder(bundle: Bundle, recording: Recording, found: Findings) -> None:
     for call in recording.calls.get("pixel_decoder", ()):
-        here = TappedEngine(bundle, "pixel_decoder")(call.inputs)
+        here = Subject(bundle).engine("pixel_decoder")(call.inputs)
         for name, value in call.outputs.items():
             found.compare("pixel_decoder", name, value, here[name], limit_of(recording, "pixel_decoder"))
 

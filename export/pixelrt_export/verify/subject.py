@@ -2,54 +2,187 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
 
 import numpy as np
 import onnx
 import onnxruntime
 from onnx import helper
 from pixelrt.bundle import Bundle
-from pixelrt.engine import Array, Engine, HostMemory
-from pixelrt.engine_ort import NUMPY_TYPES
+from pixelrt.engine import CACHE_IN, Array, Backend, Engine, HostMemory
+from pixelrt.engine_ort import CPU, OrtBackend, return_freed_weights
 from pixelrt.errors import InputError
 from pixelrt.language import Context
+from pixelrt.recording import GRAPHS, noted
+from pixelrt.recording import Call as Recorded
+from pixelrt.segmenter import Segmenter, open_bundle
 
-from pixelrt_export.verify.original import Reading
+from pixelrt_export.verify.convoy import Call, Shared, carry
+from pixelrt_export.verify.original import Question, Reading, Said
+from pixelrt_export.verify.pieces import Piece, model_of, pieces, stored_bytes
+
+T, R = TypeVar("T"), TypeVar("R")
+# Bytes on disk up to which a graph is opened as a whole; in memory, in fp32, it takes two to three times that.
+WHOLE = 1 << 28
+# Caches of several questions, and how many tokens one of them is taken to have: 330 MB each at 7B.
+CACHES, POSITIONS = 3 << 29, 320
 
 # ONNX Runtime looks for external tensors beside the model, and a model in memory lies nowhere.
 FOLDER_OPTION = "session.model_external_initializers_file_folder_path"
 
 
 class TappedEngine:
-    """One graph on ONNX Runtime's CPU provider, as `pixelrt.engine.Engine`, in fp32 activations."""
+    """One graph on ONNX Runtime's CPU provider, as `pixelrt.engine.Engine`, in fp32 activations.
 
-    def __init__(self, bundle: Bundle, name: str) -> None:
+    A graph whose stored tensors take more than `whole` bytes is cut at its places and run piece by piece, one of them
+    in memory at a time; several calls together open each piece once.
+    """
+
+    def __init__(self, bundle: Bundle, name: str, taps: Callable[[str], bool], whole: int) -> None:
+        """taps: of the manifest's places, those that are returned beside the outputs."""
         self.file, self.memory = bundle.graph(name, activations="float32"), HostMemory()
-        self.taps: dict[str, str] = dict(bundle.manifest["graphs"][name].get("taps", {}))
-        model = onnx.load(self.file.path, load_external_data=False)
-        made = {value for node in model.graph.node for value in node.output}
-        given = {output.name for output in model.graph.output}
-        if missing := [place for place, value in self.taps.items() if value not in made]:
+        self._folder = str(bundle.path.resolve())
+        self._model = onnx.load(self.file.path, load_external_data=False)
+        graph = self._model.graph
+        places: dict[str, str] = dict(bundle.manifest["graphs"][name].get("taps", {}))
+        made = {value for node in graph.node for value in node.output}
+        if missing := [place for place, value in places.items() if value not in made]:
             raise InputError(f"{self.file.path} has no place {missing[0]}. Export the bundle again.")
-        for value in sorted(set(self.taps.values()) - given):
-            model.graph.output.append(helper.make_tensor_value_info(value, onnx.TensorProto.FLOAT, None))
-        options = onnxruntime.SessionOptions()
-        options.log_severity_level = 3
-        options.add_session_config_entry(FOLDER_OPTION, str(bundle.path.resolve()))
-        self._session = onnxruntime.InferenceSession(
-            model.SerializeToString(), options, providers=["CPUExecutionProvider"]
-        )
-        self._inputs = {i.name: NUMPY_TYPES[i.type] for i in self._session.get_inputs()}
-        self._outputs = [o.name for o in self._session.get_outputs()]
+        self.taps = {place: value for place, value in places.items() if taps(place)}
+        self._outputs = [output.name for output in graph.output]
+        self._inputs = {
+            value.name: helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type)
+            for value in graph.input
+        }
+        self.cut = stored_bytes(self._model) > whole
+        cuts = list(places.values()) if self.cut else []
+        self._pieces = pieces(graph, cuts, {*self._outputs, *self.taps.values()})
+        self._kept: dict[int, onnxruntime.InferenceSession] = {}
+        return_freed_weights()
 
     def __call__(
-        self, inputs: Mapping[str, Array], into: Mapping[str, Array] | None = None
+        self, inputs: Mapping[str, Any], into: Mapping[str, Array] | None = None
     ) -> dict[str, Array]:
-        feed = {name: np.ascontiguousarray(inputs[name], dtype) for name, dtype in self._inputs.items()}
-        found = dict(zip(self._outputs, self._session.run(None, feed), strict=True))
-        for name, buffer in (into or {}).items():
-            buffer[...] = found[name]
-        return found | {place: found[value] for place, value in self.taps.items()}
+        return self.together([(inputs, into)])[0]
+
+    def together(self, calls: Sequence[Call]) -> list[dict[str, Array]]:
+        """The outputs of each, and the places."""
+        values: list[dict[str, Array]] = [
+            {name: np.ascontiguousarray(inputs[name], kind) for name, kind in self._inputs.items()}
+            for inputs, _ in calls
+        ]
+        found: list[dict[str, Array]] = [{} for _ in calls]
+        wanted = {*self._outputs, *self.taps.values()}
+        for number, piece in enumerate(self._pieces):
+            session = self._session(number, piece, {name: values[0][name].dtype for name in piece.reads})
+            for (_, into), here, out in zip(calls, values, found, strict=True):
+                # ONNX Runtime wants an input for each that the piece has, and has dropped those that it did not need.
+                given = {name: here[name] for name in piece.reads}
+                made = dict(zip(piece.gives, session.run(list(piece.gives), given), strict=True))
+                for name in made.keys() & (into or {}).keys():
+                    (into or {})[name][...] = made[name]
+                    made[name] = (into or {})[name]
+                out.update((name, value) for name, value in made.items() if name in wanted)
+                here.update(made)
+                for name in piece.last:
+                    here.pop(name, None)
+        return [
+            {name: out[name] for name in self._outputs}
+            | {place: out[value] for place, value in self.taps.items()}
+            for out in found
+        ]
+
+    def _session(
+        self, number: int, piece: Piece, kinds: Mapping[str, np.dtype[Any]]
+    ) -> onnxruntime.InferenceSession:
+        if number in self._kept:
+            return self._kept[number]
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 3
+        options.add_session_config_entry(FOLDER_OPTION, self._folder)
+        model = model_of(self._model, piece, kinds).SerializeToString()
+        session = onnxruntime.InferenceSession(model, options, providers=[CPU])
+        if not self.cut:
+            self._kept[number] = session
+        return session
+
+
+class Subject:
+    """A bundle, opened for a check: graphs of more than `whole` bytes a piece at a time.
+
+    A piece is opened once for as many questions as there is room for caches; the answers are the same.
+    """
+
+    def __init__(self, bundle: Bundle, whole: int = WHOLE) -> None:
+        self.bundle, self.whole = bundle, whole
+
+    def engine(self, name: str, taps: Callable[[str], bool] = lambda place: False) -> Engine:
+        engine = TappedEngine(self.bundle, name, taps, self.whole)
+        return Shared(engine) if engine.cut else engine
+
+    def answers(
+        self,
+        records: Sequence[Question],
+        listen: Callable[[Segmenter, Question], Said],
+        tell: Callable[[int], None],
+    ) -> list[tuple[Said, dict[str, list[Recorded]]]]:
+        """What the bundle answers each question, through the runtime, and what went through its graphs.
+
+        tell: how many are answered.
+        """
+        engines = {name: self.engine(name) for name in GRAPHS}
+        cut = any(isinstance(engine, Shared) for engine in engines.values())
+        backend: Backend = Opened(engines) if cut else OrtBackend(self.bundle)
+        whole = None if cut else open_bundle(self.bundle, backend)
+
+        def answer(record: Question) -> tuple[Said, dict[str, list[Recorded]]]:
+            # A segmenter answers one question at a time: those that wait for each other have one each.
+            twin, notes = noted(whole or open_bundle(self.bundle, backend))
+            return listen(twin, record), notes.calls
+
+        return each(engines["language"] if cut else None, answer, records, tell)
+
+
+class Opened:
+    """Engines as a backend."""
+
+    name = "onnxruntime-cpu"
+
+    def __init__(self, engines: Mapping[str, Engine]) -> None:
+        self._engines = engines
+
+    def open(self, graph: str) -> Engine:
+        return self._engines[graph]
+
+
+def each(
+    engine: Engine | None,
+    function: Callable[[T], R],
+    items: Sequence[T],
+    tell: Callable[[int], None] = lambda done: None,
+) -> list[R]:
+    """function(item) of all, in order. engine: the language graph that they call; several call it at once where that
+    spares opening its pieces."""
+    at_once = abreast(engine) if isinstance(engine, Shared) else 1
+    found: list[R] = []
+    for start in range(0, len(items), at_once):
+        group = items[start : start + at_once]
+        if at_once == 1 or len(group) == 1:
+            found += [function(item) for item in group]
+        else:
+            found += carry([lambda item=item: function(item) for item in group])  # type: ignore[misc]
+        tell(len(found))
+    return found
+
+
+def abreast(engine: Engine) -> int:
+    """Of how many questions the caches are held at once."""
+    cache = [tensor for tensor in engine.file.inputs if tensor.name.startswith(CACHE_IN)]
+    row = 4 * sum(int(tensor.shape[1]) * int(tensor.shape[3]) for tensor in cache)  # heads, width
+    if engine.file.cache == "concat":
+        row *= 2  # the old one and the new one
+    return max(1, CACHES // (row * POSITIONS))
 
 
 def read_in_passes(engine: Engine, reading: Reading, whole: bool) -> dict[str, Array]:

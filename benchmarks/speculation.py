@@ -1,9 +1,9 @@
 """Forwards of the language model with drafts and without, and whether both say and draw the same.
 
-    python -m benchmarks.speculation BUNDLE [--prompts 500] [--folder DIR] [--as-found] [--json FILE]
+    python -m benchmarks.speculation BUNDLE [--prompts 500] [--kind NAME] [--folder DIR] [--as-found] [--json FILE]
 
-Questions: of the small models' scenes, one of each kind a scene, which
-training never draws; or of DIR, a folder of pictures with a prompts.jsonl. Plain: every token is chosen, then read
+Questions: of the small models' scenes, one of each kind a scene, which training never draws (--kind: of one kind alone,
+as `named`); or of DIR, a folder of pictures with a prompts.jsonl. Plain: every token is chosen, then read
 (`seg_runs="original"`, no drafts). Drafted: as a program that has just started meets them, learning as it goes;
 --as-found: without learning, by what is in the bundle alone. Counts, no times: they are the same on any machine.
 """
@@ -24,7 +24,7 @@ import pixelrt
 from pixelrt.recording import plain as without_shortcuts
 from pixelrt_export.quantize.records import read_records
 from pixelrt_export.tiny.evaluate import SEED_BASE
-from pixelrt_export.tiny.pixellm_exam import questions_about
+from pixelrt_export.tiny.pixellm_exam import KINDS, questions_about
 from pixelrt_export.tiny.scenes import scene
 
 MAX_NEW_TOKENS = 160
@@ -54,13 +54,14 @@ class Row:
         return count + (words if self.targets else ""), f"{self.kind}: {count}"
 
 
-def asked_in_scenes(count: int) -> Iterator[tuple[str, Any, str]]:
+def asked_in_scenes(count: int, kind: str | None) -> Iterator[tuple[str, Any, str]]:
     """Kind, picture, question; in random order, as questions of one kind do not come together."""
     found: list[tuple[str, Any, str]] = []
     seed = SEED_BASE
     while len(found) < count:
         drawn = scene(seed, LONG_SIDE)
-        found += [(asked.kind, drawn.image, asked.text) for asked in questions_about(drawn, seed)]
+        asked = questions_about(drawn, seed)
+        found += [(one.kind, drawn.image, one.text) for one in asked if kind in (None, one.kind)]
         seed += 1
     random.Random(0).shuffle(found)
     yield from found[:count]
@@ -145,6 +146,7 @@ def main() -> None:
     )
     parser.add_argument("bundle", type=Path)
     parser.add_argument("--prompts", type=int, default=500)
+    parser.add_argument("--kind", choices=KINDS, help="of questions about scenes")
     parser.add_argument("--folder", type=Path, help="of pictures with a prompts.jsonl, in place of scenes")
     parser.add_argument("--as-found", action="store_true", help="do not learn from answers")
     parser.add_argument("--json", type=Path)
@@ -153,7 +155,11 @@ def main() -> None:
     if segmenter.bundle.manifest["family"] != "pixellm":
         parser.error("a PSALM writes no words: it has nothing to draft")
     segmenter.drafts.learning = not args.as_found
-    questions = asked_in_folder(args.folder, args.prompts) if args.folder else asked_in_scenes(args.prompts)
+    questions = (
+        asked_in_folder(args.folder, args.prompts)
+        if args.folder
+        else asked_in_scenes(args.prompts, args.kind)
+    )
     rows = []
     for row in measured(segmenter, questions):
         rows.append(row)

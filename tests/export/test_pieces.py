@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -207,3 +210,77 @@ def test_findings_are_those_of_a_bundle_opened_whole(
     for a, b in pairs:
         assert (a.stage, a.where, a.question, a.limit) == (b.stage, b.where, b.question, b.limit)
         assert abs(a.error - b.error) <= 0.02 * a.limit, a
+
+
+# ---- memory -------------------------------------------------------------------------------------------------
+
+MEMORY = """
+import sys, threading
+from pathlib import Path
+from types import SimpleNamespace
+import numpy as np
+from pixelrt.bundle import GraphFile
+from pixelrt_export.verify.subject import Subject
+
+def anonymous():
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("RssAnon:")) / 1024
+
+def watch():
+    while not over.wait(0.001):
+        sampled.append(anonymous())
+
+folder, whole, layers = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
+bundle = SimpleNamespace(
+    path=folder,
+    manifest={"graphs": {"g": {"taps": {f"layers.{i}": f"x{i + 1}" for i in range(layers)}}}},
+    graph=lambda name, activations: GraphFile(folder / "g.onnx", activations, 20, None, (), ()),
+)
+sampled, over = [anonymous()], threading.Event()
+watching = threading.Thread(target=watch)
+watching.start()
+engine = Subject(bundle, whole).engine("g", taps=lambda place: True)
+found = engine({"x0": np.ones((64, 1024), np.float32)})
+assert len(found) == layers + 1
+over.set()
+watching.join()
+print(max(sampled) - sampled[0])
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux' /proc")
+def test_one_piece_is_in_memory_and_not_all(tmp_path: Path) -> None:
+    """24 layers of 2 MB in fp16, 100 MB as ONNX Runtime widens and keeps them; what each gives is 256 KB."""
+    layers, side = 24, 1024
+    rng = np.random.default_rng(3)
+    rng.normal(scale=0.03, size=(layers, side, side)).astype(np.float16).tofile(tmp_path / "w.data")
+    nodes, tensors = (
+        [],
+        [onnx.numpy_helper.from_array(np.array([n]), name) for n, name in ((0, "first"), (64, "last"))],
+    )
+    for i in range(layers):
+        tensor = onnx.TensorProto(name=f"w{i}", data_type=onnx.TensorProto.FLOAT16, dims=[side, side])
+        tensor.data_location = onnx.TensorProto.EXTERNAL
+        size = side * side * 2
+        for key, value in (("location", "w.data"), ("offset", i * size), ("length", size)):
+            tensor.external_data.add(key=key, value=str(value))
+        tensors.append(tensor)
+        nodes.append(helper.make_node("Cast", [f"w{i}"], [f"wide{i}"], to=onnx.TensorProto.FLOAT))
+        nodes.append(helper.make_node("MatMul", [f"x{i}", f"wide{i}"], [f"y{i}"]))
+        nodes.append(helper.make_node("Concat", [f"y{i}"] * 16, [f"tall{i}"], axis=0))  # 4 MB for a moment
+        nodes.append(helper.make_node("Slice", [f"tall{i}", "first", "last"], [f"x{i + 1}"]))
+    ends = [helper.make_tensor_value_info(f"x{i}", onnx.TensorProto.FLOAT, [None, side]) for i in (0, layers)]
+    graph = helper.make_graph(nodes, "g", ends[:1], ends[1:], tensors)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    (tmp_path / "g.onnx").write_bytes(model.SerializeToString())
+
+    def used(whole: int) -> float:
+        command = [sys.executable, "-c", MEMORY, str(tmp_path), str(whole), str(layers)]
+        paths = os.pathsep.join(path for path in sys.path if path)
+        done = subprocess.run(
+            command, env={**os.environ, "PYTHONPATH": paths}, capture_output=True, text=True, check=True
+        )
+        return float(done.stdout)
+
+    all_of_it, pieces_of_it = used(1 << 30), used(0)
+    assert all_of_it > 90 and pieces_of_it < all_of_it / 3, (all_of_it, pieces_of_it)

@@ -101,6 +101,8 @@ class TappedEngine:
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
         options.add_session_config_entry(FOLDER_OPTION, self._folder)
+        # An output keeps the memory that its session drew from alive: of an arena, all of it.
+        options.enable_cpu_mem_arena = not self.cut
         model = model_of(self._model, piece, kinds).SerializeToString()
         session = onnxruntime.InferenceSession(model, options, providers=[CPU])
         if not self.cut:

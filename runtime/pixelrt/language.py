@@ -84,18 +84,20 @@ class Context:
                 raise ValueError(f"this engine reads {most} tokens at once; with a tree they are {count}")
             looks = np.ones((count, self.length + count), np.bool_)
             looks[-len(sees) :, -len(sees) :] = sees
+        if count <= most:
+            outputs = self.read(embeddings, {"logit_rows": wanted}, visible, places, looks)
+            return Rows(np.asarray(outputs["logits"])[0], np.asarray(outputs["hidden"])[0])
         logits, hidden = [], []
         for start in range(0, count, most):
             stop = min(start + most, count)
             here = (wanted >= start) & (wanted < stop)
-            whole = stop - start == count
             # Nothing is asked of a piece that only fills the cache; its last row is, for a graph needs one.
-            asked = wanted[here] - start if here.any() or whole else np.array([stop - start - 1], np.int64)
+            asked = wanted[here] - start if here.any() else np.array([stop - start - 1], np.int64)
             part = None if visible is None else visible[start:stop]
             outputs = self.read(
-                _rows(embeddings, start, stop), {"logit_rows": asked}, part, places[start:stop], looks
+                _rows(embeddings, start, stop), {"logit_rows": asked}, part, places[start:stop]
             )
-            if here.any() or whole:
+            if here.any():
                 logits.append(np.asarray(outputs["logits"])[0])
                 hidden.append(np.asarray(outputs["hidden"])[0])
         order = np.argsort(np.argsort(wanted // most, kind="stable"), kind="stable")
@@ -127,7 +129,8 @@ class Context:
         step = self.engine.memory.step if self._in_place else 1
         seen = min(-(-end // step) * step, self.capacity)
         mask = np.zeros((count, seen), np.bool_)
-        mask[:, :end] = (np.arange(end)[None] <= np.arange(start, end)[:, None]) & self.visible[:end]
+        mask[:, :end] = self.visible[:end]
+        mask[:, start:end] &= np.tri(count, dtype=np.bool_)
         if looks is not None:
             mask[:, :end] &= looks
         inputs: dict[str, Value | Joined] = {
@@ -232,8 +235,6 @@ def positions(engine: Engine, most: int) -> int:
 
 
 def _rows(embeddings: Array | Joined, start: int, stop: int) -> Array | Joined:
-    if stop - start == len(embeddings):
-        return embeddings
     return embeddings.rows(start, stop) if isinstance(embeddings, Joined) else embeddings[start:stop]
 
 

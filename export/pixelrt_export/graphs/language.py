@@ -139,8 +139,9 @@ class _InPlace:
 class _Grouped:
     """The same in ONNX Runtime's own operator, which writes the cache and reads it where it lies.
 
-    Its kernel wants B = 1 where several tokens follow others. It could turn q and k too, but not by positions that
-    jump.
+    Its kernel wants B = 1 where several tokens follow others. It could turn q and k too: where tokens follow others it
+    takes the position of each, but of a prompt's first tokens (S = T) only the first one's (1.31.1; its schema says so
+    too). There positions jump where padding is left out, and repeat where drafts branch.
     """
 
     g: Graph

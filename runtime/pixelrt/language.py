@@ -114,7 +114,7 @@ class Context:
         """Append embeddings (S, H); gives the graph's outputs for what is asked of these S rows.
 
         asked: the inputs that only this model's graph has. visible (S,): tokens that no later token may look at
-        are False (a token always sees itself). places (S,): positions, where they do not simply go on. looks
+        are False (nor does such a token itself). places (S,): positions, where they do not simply go on. looks
         (S, length + S): where a token must not look at all that is before it, False.
         """
         count, start = len(embeddings), self.length

@@ -52,6 +52,8 @@ SETTINGS = (
     Setting("int4, block 64", "int4", Settings(block=64)),
     Setting("int4, block 128", "int4", Settings(block=128)),
     Setting("int4, nearest steps", "int4", Settings(calibrated=False)),
+    Setting("int4, head in int8", "int4", Settings(head="int8")),
+    Setting("int4, head in int4", "int4", Settings(head="int4")),
     Setting("nf4", "nf4", Settings()),
 )
 # One answer: what must be the same, and the masks.
@@ -153,6 +155,8 @@ def main() -> None:
     chosen = [s for s in SETTINGS if s.name in {"fp32", *names}]
     if find_spec("bitsandbytes") is None:
         chosen = [s for s in chosen if s.precision != "nf4"]  # needs the nf4 extra
+    if Checkpoint.open(args.checkpoint).config["model_type"] == "llava_phi":
+        chosen = [s for s in chosen if not s.settings.head]  # PSALM has none
     with tempfile.TemporaryDirectory() as folder:
         rows = measure(args.checkpoint, args.scenes, args.scratch or Path(folder), chosen)
     print(table(rows))

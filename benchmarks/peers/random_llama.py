@@ -16,7 +16,7 @@ from pixelrt_export.checkpoint import Checkpoint
 from pixelrt_export.graph import Graph
 from pixelrt_export.graphs.language import OPSETS, build_language, token_head
 from pixelrt_export.model_config import language_config
-from pixelrt_export.quantize.plan import LANGUAGE_LAYERS
+from pixelrt_export.quantize.plan import HEAD, LANGUAGE_LAYERS
 from pixelrt_export.quantize.products import int4_product
 from pixelrt_export.weight_file import WeightFile
 from safetensors.numpy import save_file
@@ -26,7 +26,6 @@ from benchmarks.peers.grid import ORT_PEAK, blocks_of, on_grid
 from benchmarks.random_checkpoint import random_tensor
 
 SPECIAL = 3  # unknown, begin, end: no token is followed by one of them
-HEAD = "language.lm_head"
 MARGIN = 2.0**-6  # of the head's rows to the embeddings they point along
 
 

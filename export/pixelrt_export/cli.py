@@ -68,6 +68,11 @@ def _thresholds(command: Callable[..., None]) -> Callable[..., None]:
     help="Round int4 to the nearest steps: no pictures, a fraction of the time, answers a little further off.",
 )
 @click.option(
+    "--head",
+    type=click.Choice(["int8", "int4"]),
+    help="Round the language model's head too, where its layers are rounded (default: it stays in 16 bits).",
+)
+@click.option(
     "--gate/--no-gate",
     default=None,
     help="Compare with the checkpoint before the bundle gets its name (default: where layers are rounded).",
@@ -93,6 +98,7 @@ def export(
     block: str,
     calib: Path | None,
     nearest: bool,
+    head: str | None,
     gate: bool | None,
     auto: bool,
     goldens: bool,
@@ -120,6 +126,11 @@ def export(
     rounds = {precision, *stages.values()} & set(ROUNDED)
     if nearest and (language or precision) != "int4":
         raise InputError("--nearest is a way of rounding to int4. Leave it out, or add --precision int4.")
+    if head and (language or precision) not in ROUNDED:
+        raise InputError(
+            f"--head {head} goes with rounded layers, and the language model is asked for in {language or precision}. "
+            "Leave it out, or add --language int4."
+        )
     start = time.perf_counter()
     with ProgressLine() as progress:
 
@@ -131,7 +142,7 @@ def export(
             "precision": precision,
             "stages": stages,
             "vision_tower": vision_tower,
-            "settings": Settings(calib=calib, block=int(block), calibrated=not nearest, progress=progress),
+            "settings": Settings(calib, int(block), not nearest, head=head or "", progress=progress),
             "goldens": (lambda folder: make_goldens(folder, progress)) if goldens else None,
             "restart": restart,
             "note": note,

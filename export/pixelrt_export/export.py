@@ -104,6 +104,8 @@ def export_bundle(
     opened = Checkpoint.open(Path(checkpoint))
     family = family_of(str(opened.config.get("model_type")))
     sources = family.sources(opened, None if vision_tower is None else Path(vision_tower))
+    if settings.head and family.TYPED:
+        raise InputError(f"{checkpoint} has no head over words that could be rounded. Leave --head out.")
     records = read_records(settings.calib, family.TYPED) if calibrates(chosen, settings) else []
     drafts = [] if family.TYPED else answered(settings.calib)
     with work_on(target) as work:

@@ -18,7 +18,7 @@ from pixelrt_export.checkpoint import Checkpoint
 from pixelrt_export.export import REJECTED, Rejected, chosen_precision, export_bundle
 from pixelrt_export.families import family_of
 from pixelrt_export.job import job
-from pixelrt_export.quantize.plan import Progress, Settings
+from pixelrt_export.quantize.plan import HEAD, Progress, Settings
 from pixelrt_export.quantize.records import Record, read_records
 from pixelrt_export.verify.bundle import open_original, verify_bundle
 from pixelrt_export.verify.report import Report, Thresholds
@@ -80,7 +80,8 @@ def export_gated(
             try:
                 return export(bundle, (), restart), judge.report
             except Rejected as rejected:
-                found = {"said": judge.report.sentence(), "suspects": worst_first(judge.report)}
+                head = [HEAD] if settings.head else []
+                found = {"said": judge.report.sentence(), "suspects": head + worst_first(judge.report)}
                 trials.note(FIRST, {**found, "refusal": str(rejected)})
         elif begun == "":
             note("goes on after the check of the bundle")

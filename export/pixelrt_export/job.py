@@ -30,7 +30,7 @@ def job(
         "pixelrt": [__version__, code_hash(), *map(_version, COMPUTING)],
         "the checkpoint": {prefix: files_of(checkpoint) for prefix, checkpoint in sources.items()},
         "the precision": dict(precision),
-        "the settings": [settings.block, settings.calibrated, sorted(settings.keep)],
+        "the settings": [settings.block, settings.calibrated, sorted(settings.keep), settings.head],
         "the calibration pictures": questions(records),
         "the answers in prompts.jsonl": [[record.prompt, record.answer] for record in answered],
     }

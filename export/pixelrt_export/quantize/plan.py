@@ -23,7 +23,8 @@ from pixelrt_export.quantize.records import Record
 from pixelrt_export.weight_file import WeightFile
 from pixelrt_export.work import Work
 
-LANGUAGE_LAYERS = "language.layers."  # what int8, int4 and nf4 round: not the head, nor what follows it
+LANGUAGE_LAYERS = "language.layers."  # what int8, int4 and nf4 round: not what follows them
+HEAD = "language.lm_head"  # unless it is asked for
 Progress = Callable[[str, float, float], None]  # what, done, of how many
 
 
@@ -31,13 +32,15 @@ Progress = Callable[[str, float, float], None]  # what, done, of how many
 class Settings:
     """calib: folder of pictures. block: of int4. keep: layers that stay in 16 bits, by name or by the beginning of it.
 
-    calibrated: round int4 by what the layers read of the pictures; else each weight to its nearest step.
+    calibrated: round int4 by what the layers read of the pictures; else each weight to its nearest step. head: `int8`
+    or `int4`, in nearest steps, for the language model's head too; it stays in 16 bits without.
     """
 
     calib: Path | None = None
     block: int = 32
     calibrated: bool = True
     keep: frozenset[str] = frozenset()
+    head: str = ""
     progress: Progress = lambda what, done, total: None
 
     def kept(self, name: str) -> bool:
@@ -110,9 +113,24 @@ def plan(
             products["language"] = int4_product(rounding, chosen)
             how = "calibrated" if settings.calibrated else "nearest"
             about["language"] = {"form": "int4", "rounds": "weights", "block": settings.block, "by": how}
+        if settings.head and not settings.kept(HEAD):
+            products["language"] = _with_head(products["language"], settings)
+            about["head"] = {"form": settings.head, "rounds": "weights"}
     if settings.keep:
         about["kept"] = sorted(settings.keep)
     return products, about
+
+
+def _with_head(layers: Product, settings: Settings) -> Product:
+    if settings.head == "int8":
+        head = int8_weight_product(HEAD.__eq__)
+    else:
+        head = int4_product(_nearest(settings), HEAD.__eq__)
+
+    def multiply(g: Graph, x: str, name: str, weight: Make) -> str:
+        return (head if name == HEAD else layers)(g, x, name, weight)
+
+    return multiply
 
 
 @dataclass(frozen=True)
@@ -155,7 +173,10 @@ def _rounding(
             memory,
         )
         return lambda name, weight: by_layer(name)
+    return _nearest(settings)
 
+
+def _nearest(settings: Settings) -> Callable[[str, Make], Blocks | None]:
     def nearest(name: str, weight: Make) -> Blocks | None:
         values = weight()
         block = block_of(len(values), settings.block)

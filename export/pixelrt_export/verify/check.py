@@ -98,7 +98,6 @@ class Check:
     def __call__(self, records: Sequence[Question]) -> Outcome:
         asked = self._answers(records)
         self._encoder(asked)
-        self.original.release()
         self._language(asked)
         judged = self._masks(asked)
         return Outcome(self.findings, judged)
@@ -144,6 +143,7 @@ class Check:
             self._compare("encoder", found, one.encoded.outputs, limit, number)
             one.reading = self.original.read(one.record, one.said, one.encoded.outputs["image_tokens"][0])
             self._progress("pictures encoded", number + 1, len(asked))
+        self.original.release()
         batch = asked[: batch_of(sum(value.nbytes for value in found.values()))]
         together = {name: np.concatenate([one.inputs[name] for one in batch]) for name in batch[0].inputs}
         wanted = {

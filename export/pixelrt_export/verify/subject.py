@@ -26,7 +26,7 @@ T, R = TypeVar("T"), TypeVar("R")
 # Bytes on disk up to which a graph is opened as a whole; in memory, in fp32, it takes two to three times that.
 WHOLE = 1 << 28
 # Caches of several questions, and how many tokens one of them is taken to have: 330 MB each at 7B.
-CACHES, POSITIONS = 3 << 29, 320
+CACHES, POSITIONS = 1 << 30, 320
 
 # ONNX Runtime looks for external tensors beside the model, and a model in memory lies nowhere.
 FOLDER_OPTION = "session.model_external_initializers_file_folder_path"

@@ -77,7 +77,6 @@ class TappedEngine:
         for number, piece in enumerate(self._pieces):
             session = self._session(number, piece, {name: values[0][name].dtype for name in piece.reads})
             for (_, into), here, out in zip(calls, values, found, strict=True):
-                # ONNX Runtime wants an input for each that the piece has, and has dropped those that it did not need.
                 given = {name: here[name] for name in piece.reads}
                 made = dict(zip(piece.gives, session.run(list(piece.gives), given), strict=True))
                 for name in made.keys() & (into or {}).keys():
@@ -87,6 +86,7 @@ class TappedEngine:
                 here.update(made)
                 for name in piece.last:
                     here.pop(name, None)
+            del session  # before the next one is made
         return [
             {name: out[name] for name in self._outputs}
             | {place: out[value] for place, value in self.taps.items()}

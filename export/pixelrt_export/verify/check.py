@@ -136,15 +136,19 @@ class Check:
         engine = self.subject.engine("encoder", taps=lambda place: True)
         limit = STAGE_LIMITS[self.precision["encoder"]]
         taps = self._places("encoder")
+        given = []  # before the original's tower is read: together they would be the most that is held
         for number, one in enumerate(asked):
             found = engine(one.inputs)
+            given.append(found if number < TRACED else {n: v for n, v in found.items() if n not in taps})
+        for number, (one, found) in enumerate(zip(asked, given, strict=True)):
             places = self._tower(one, found, taps, number)
             one.encoded = self.original.encoded(one.inputs, places)
             self._compare("encoder", found, one.encoded.outputs, limit, number)
             one.reading = self.original.read(one.record, one.said, one.encoded.outputs["image_tokens"][0])
             self._progress("pictures encoded", number + 1, len(asked))
         self.original.release()
-        batch = asked[: batch_of(sum(value.nbytes for value in found.values()))]
+        batch = asked[: batch_of(sum(value.nbytes for value in given[0].values()))]
+        del given, found
         together = {name: np.concatenate([one.inputs[name] for one in batch]) for name in batch[0].inputs}
         wanted = {
             name: np.concatenate([one.encoded.outputs[name] for one in batch])

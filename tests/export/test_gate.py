@@ -223,7 +223,7 @@ def test_many_pictures_are_compared_in_groups(monkeypatch: pytest.MonkeyPatch, g
     """Questions are numbered through, and each group is judged."""
     from pixelrt_export.verify import bundle as module
 
-    def group(read: Bundle, original: object, progress: object, first: int, listen: object):
+    def group(read: Bundle, original: object, progress: object, first: int, *rest: object):
         return lambda records: Outcome(
             [Finding("masks", "pixels", 0.0, 1.0, 1.0, first + i) for i in range(len(records))],
             [Judged(True, [1.0]) for _ in records],

@@ -54,7 +54,7 @@ class Row:
         return count + (words if self.targets else ""), f"{self.kind}: {count}"
 
 
-def asked_in_scenes(count: int, kind: str | None) -> Iterator[tuple[str, Any, str]]:
+def asked_in_scenes(count: int, kind: str | None = None) -> Iterator[tuple[str, Any, str]]:
     """Kind, picture, question; in random order, as questions of one kind do not come together."""
     found: list[tuple[str, Any, str]] = []
     seed = SEED_BASE

@@ -151,6 +151,8 @@ def main() -> None:
     parser.add_argument("--as-found", action="store_true", help="do not learn from answers")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
+    if args.folder and args.kind:
+        parser.error("--kind is of questions about scenes. Leave it out, or --folder.")
     segmenter: Any = pixelrt.load(args.bundle)
     if segmenter.bundle.manifest["family"] != "pixellm":
         parser.error("a PSALM writes no words: it has nothing to draft")

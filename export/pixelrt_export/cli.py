@@ -117,8 +117,8 @@ def export(
     from pixelrt.goldens.make import make_goldens
 
     from pixelrt_export.export import export_bundle
-    from pixelrt_export.gate import ROUNDED, Refused, export_gated
-    from pixelrt_export.quantize.plan import Settings
+    from pixelrt_export.gate import Refused, export_gated
+    from pixelrt_export.quantize.plan import ROUNDED, Settings
     from pixelrt_export.verify.report import Thresholds
 
     given = {"encoder": encoder, "language": language, "pixel_decoder": pixel_decoder}
@@ -126,11 +126,6 @@ def export(
     rounds = {precision, *stages.values()} & set(ROUNDED)
     if nearest and (language or precision) != "int4":
         raise InputError("--nearest is a way of rounding to int4. Leave it out, or add --precision int4.")
-    if head and (language or precision) not in ROUNDED:
-        raise InputError(
-            f"--head {head} goes with rounded layers, and the language model is asked for in {language or precision}. "
-            "Leave it out, or add --language int4."
-        )
     start = time.perf_counter()
     with ProgressLine() as progress:
 

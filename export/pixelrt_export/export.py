@@ -24,7 +24,7 @@ from pixelrt.manifest import MANIFEST
 from pixelrt_export.checkpoint import Checkpoint
 from pixelrt_export.families import family_of
 from pixelrt_export.job import job
-from pixelrt_export.quantize.plan import Settings, calibrates
+from pixelrt_export.quantize.plan import ROUNDED, Settings, calibrates
 from pixelrt_export.quantize.records import answered, read_records
 from pixelrt_export.sink import WEIGHTS, Sink
 from pixelrt_export.weight_file import WeightFile
@@ -104,6 +104,11 @@ def export_bundle(
     opened = Checkpoint.open(Path(checkpoint))
     family = family_of(str(opened.config.get("model_type")))
     sources = family.sources(opened, None if vision_tower is None else Path(vision_tower))
+    if settings.head and chosen["language"] not in ROUNDED:
+        raise InputError(
+            f"--head {settings.head} goes with rounded layers, and the language model is asked for in "
+            f"{chosen['language']}. Leave it out, or add --language int4."
+        )
     if settings.head and family.TYPED:
         raise InputError(f"{checkpoint} has no head over words that could be rounded. Leave --head out.")
     records = read_records(settings.calib, family.TYPED) if calibrates(chosen, settings) else []

@@ -18,13 +18,12 @@ from pixelrt_export.checkpoint import Checkpoint
 from pixelrt_export.export import REJECTED, Rejected, chosen_precision, export_bundle
 from pixelrt_export.families import family_of
 from pixelrt_export.job import job
-from pixelrt_export.quantize.plan import HEAD, Progress, Settings
+from pixelrt_export.quantize.plan import HEAD, ROUNDED, Progress, Settings
 from pixelrt_export.quantize.records import Record, read_records
 from pixelrt_export.verify.bundle import open_original, verify_bundle
 from pixelrt_export.verify.report import Report, Thresholds
 from pixelrt_export.work import Concluded, work_on
 
-ROUNDED = ("int8", "int4", "nf4")
 PLACES = {"encoder": ("clip.", "swin."), "language": ("language.",)}  # how a stage's layers are named
 SHOWN = 6
 FIRST = "first"  # the verdict on the bundle that was asked for

@@ -103,6 +103,8 @@ def test_heads_that_cannot_be_rounded(golden_psalm_checkpoint: Path, tmp_path: P
         export_bundle(
             golden_psalm_checkpoint, tmp_path / "p", precision="int8", settings=Settings(head="int8")
         )
+    with pytest.raises(InputError, match="goes with rounded layers"):
+        export_bundle(TINY, tmp_path / "b", precision="fp16", settings=Settings(head="int8"))
     asked = [str(TINY), str(tmp_path / "b"), "--precision", "fp16", "--head", "int8"]
     done = CliRunner().invoke(cli.export, asked)
     assert isinstance(done.exception, InputError) and "goes with rounded layers" in str(done.exception)

@@ -23,6 +23,7 @@ from pixelrt_export.quantize.records import Record
 from pixelrt_export.weight_file import WeightFile
 from pixelrt_export.work import Work
 
+ROUNDED = ("int8", "int4", "nf4")
 LANGUAGE_LAYERS = "language.layers."  # what int8, int4 and nf4 round: not what follows them
 HEAD = "language.lm_head"  # unless it is asked for
 Progress = Callable[[str, float, float], None]  # what, done, of how many
@@ -97,7 +98,7 @@ def plan(
         steps = work.once("input steps", lambda: _input_steps(settings, model, records))
         products["encoder"] = int8_product(steps, steps.__contains__)
         about["encoder"] = {"form": "int8", "rounds": "weights and activations"}
-    if precision["language"] in ("int8", "int4", "nf4"):
+    if precision["language"] in ROUNDED:
 
         def chosen(name: str) -> bool:
             return name.startswith(LANGUAGE_LAYERS) and not settings.kept(name)

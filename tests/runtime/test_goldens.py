@@ -87,29 +87,19 @@ def test_the_margin_of_a_choice() -> None:
 
 
 MEMORY = """
-import sys, threading
+import sys
 from pathlib import Path
+from anonymous_memory import sampled
 from pixelrt.bundle import GraphFile
 from pixelrt.engine_ort import OrtEngine
 import numpy as np
 
-def anonymous():
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith("RssAnon:")) / 1024
-
-def watch():
-    while not over.wait(0.001):
-        sampled.append(anonymous())
-
-sampled, over = [anonymous()], threading.Event()
-watching = threading.Thread(target=watch)
-watching.start()
-engine = OrtEngine(GraphFile(Path(sys.argv[1]), "float32", 20, None, (), ()), threads=1, plain=sys.argv[2] == "plain")
-for _ in range(3):
-    engine({"x": np.ones((1, 1024), np.float32)})
-over.set()
-watching.join()
-print(max(sampled) - sampled[0])
+with sampled() as memory:
+    file = GraphFile(Path(sys.argv[1]), "float32", 20, None, (), ())
+    engine = OrtEngine(file, threads=1, plain=sys.argv[2] == "plain")
+    for _ in range(3):
+        engine({"x": np.ones((1, 1024), np.float32)})
+print(max(memory) - memory[0])
 """
 
 

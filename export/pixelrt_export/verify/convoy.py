@@ -86,7 +86,7 @@ def carry(jobs: Sequence[Callable[[], T]]) -> list[T]:
         here = [(rider, call) for rider, asked, call in waiting if asked is engine]
         try:
             found: Sequence[dict[str, Array] | BaseException] = engine.together([call for _, call in here])
-        except Exception as error:
+        except Exception as error:  # the callers' own to handle: each raises it where it called
             found = [error] * len(here)
         riding = [rider for rider, _ in here]
         del waiting, here

@@ -136,11 +136,11 @@ class Subject:
         engines = {name: self.engine(name) for name in GRAPHS}
         cut = any(isinstance(engine, Shared) for engine in engines.values())
         backend: Backend = Opened(engines) if cut else OrtBackend(self.bundle)
-        whole = None if cut else open_bundle(self.bundle, backend)
+        segmenter = None if cut else open_bundle(self.bundle, backend)
 
         def answer(record: Question) -> tuple[Said, dict[str, list[Recorded]]]:
             # A segmenter answers one question at a time: those that wait for each other have one each.
-            twin, notes = noted(whole or open_bundle(self.bundle, backend))
+            twin, notes = noted(segmenter or open_bundle(self.bundle, backend))
             return listen(twin, record), notes.calls
 
         return each(engines["language"] if cut else None, answer, records, tell)

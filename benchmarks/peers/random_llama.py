@@ -16,8 +16,9 @@ from pixelrt_export.checkpoint import Checkpoint
 from pixelrt_export.graph import Graph
 from pixelrt_export.graphs.language import OPSETS, build_language, token_head
 from pixelrt_export.model_config import language_config
-from pixelrt_export.quantize.plan import HEAD, LANGUAGE_LAYERS
+from pixelrt_export.quantize.plan import HEAD, LANGUAGE_LAYERS, with_product
 from pixelrt_export.quantize.products import int4_product
+from pixelrt_export.quantize.shortlist import NEAR, near_product
 from pixelrt_export.weight_file import WeightFile
 from safetensors.numpy import save_file
 from tokenizers import Tokenizer, models
@@ -104,7 +105,8 @@ def write_llama(folder: Path, size: Size) -> Path:
 
 
 def export_language(checkpoint: Path, folder: Path, rounded_head: bool) -> GraphFile:
-    """The language graph as an int4 bundle has it; rounded_head: its head too, which bundles keep in 16 bits."""
+    """The language graph that the runtime takes of an int4 bundle; rounded_head: its head too, which bundles keep in
+    16 bits, with a shortlist."""
     opened = Checkpoint.open(checkpoint)
     config = language_config(opened.config, "llama", str(checkpoint))
     folder.mkdir(parents=True, exist_ok=True)
@@ -112,12 +114,13 @@ def export_language(checkpoint: Path, folder: Path, rounded_head: bool) -> Graph
     def chosen(name: str) -> bool:
         return name.startswith(LANGUAGE_LAYERS) or (rounded_head and name == HEAD)
 
-    product = int4_product(lambda name, make: blocks_of(make()), chosen)
+    product = with_product(int4_product(lambda name, make: blocks_of(make()), chosen), NEAR, near_product)
     opset, path = OPSETS["in_place"], folder / "language.fp32.onnx"
     (folder / "weights.data").unlink(missing_ok=True)
     with WeightFile(folder / "weights.data") as weights:
         g = Graph("language", weights, activations="float32", storage="float16", opset=opset, product=product)
-        build_language(g, opened.tensor, config, "in_place", token_head(opened.tensor, config))
+        head = token_head(opened.tensor, config, shortlist=not rounded_head)
+        build_language(g, opened.tensor, config, "in_place", head)
         g.save(path)
     inputs, outputs = (
         tuple(Tensor(t["name"], t["dtype"], tuple(t["shape"])) for t in side)

@@ -134,6 +134,12 @@ class Graph:
         self._initializers.setdefault(name, numpy_helper.from_array(np.zeros((), np.int8), name))
         return name
 
+    def byte(self, value: int) -> str:
+        """A zero point of uint8."""
+        name = f"const.uint8.{value}"
+        self._initializers.setdefault(name, numpy_helper.from_array(np.uint8(value), name))
+        return name
+
     def op(self, kind: str, *inputs: str, outputs: Sequence[str] | int = 1, **attributes: Any) -> Any:
         """Append a node; its output name, or a list of them where there are several."""
         base = "/".join([*self._scope, kind])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ import numpy as np
 
 from pixelrt_export.checkpoint import Checkpoint
 from pixelrt_export.graph import Graph, Product, plain_product
-from pixelrt_export.quantize.plan import Model, Settings, plan
+from pixelrt_export.quantize.plan import Model, Settings, plan, shortlists
 from pixelrt_export.quantize.records import Record
 from pixelrt_export.weight_file import WeightFile
 from pixelrt_export.work import Work
@@ -20,6 +20,8 @@ from pixelrt_export.work import Work
 STORAGE = dict.fromkeys(("fp16", "int8", "int4", "nf4"), "float16") | {"fp32": "float32"}
 ACTIVATIONS = {"float32": "fp32", "float16": "fp16"}
 WEIGHTS, TABLE = "weights.data", "embeddings.bin"
+SHORTLIST = "language_shortlist"  # a graph
+SHORTLIST_FROM = 16 << 20  # bytes of a head in float32; a smaller one lies in the processor's cache
 SLAB = 1 << 23  # values of the token table that are converted at once
 
 
@@ -68,23 +70,33 @@ class Sink:
         if about:
             self.manifest["quantization"] = about
 
-    def graph(self, name: str, stage: str, opset: int, build: Callable[[Graph], None], **about: str) -> None:
+    def shortlists(self, hidden: int, vocab: int) -> bool:
+        """Whether a language model with a head of this size has a graph with `quantize.shortlist` too."""
+        return 4 * hidden * vocab >= SHORTLIST_FROM and shortlists(self.precision, self.settings)
+
+    def graph(
+        self,
+        name: str,
+        stage: str,
+        opset: int,
+        build: Callable[[Graph], None],
+        activations: Iterable[str] = ACTIVATIONS,
+        **about: str,
+    ) -> None:
         """Write graph `name` with fp32 and with fp16 activations over the same stored weights."""
         files: list[dict[str, str]] = []
         taps: dict[str, str] = {}
-        for activations, suffix in ACTIVATIONS.items():
-            file = f"{name}.{suffix}.onnx"
+        for kind in activations:
+            file = f"{name}.{ACTIVATIONS[kind]}.onnx"
             storage = STORAGE[self.precision[stage]]
             product = self.products.get(stage, plain_product)
-            g = Graph(
-                name, self.weights, activations=activations, storage=storage, opset=opset, product=product
-            )
+            g = Graph(name, self.weights, activations=kind, storage=storage, opset=opset, product=product)
             build(g)
             if files and taps != g.taps:
                 raise ValueError(f"{name}: the two spellings name their places differently")
             taps = g.taps
             g.save(self.folder / file)
-            files.append({"file": file, "activations": activations})
+            files.append({"file": file, "activations": kind})
             self.names.append(file)
         self.graphs[name] = {
             "stage": stage,

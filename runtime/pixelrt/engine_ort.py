@@ -31,6 +31,7 @@ NUMPY_TYPES: dict[str, np.dtype[Any]] = {
 }
 
 
+SHORTLIST = "language_shortlist"
 CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
 M_MMAP_THRESHOLD, MMAP_FROM = -3, 1 << 20  # glibc's malloc.h; bytes
 
@@ -162,9 +163,11 @@ class OrtBackend:
         threads: int = 0,
         cuda: bool = False,
         plain: bool = False,
+        shortlist: bool = True,
     ) -> None:
         """activations: of all graphs, for trials. compatible: run the language graph's twin for older runtimes; by
-        default where this one is older. plain: see `OrtEngine`. Raises InputError: cuda, and this onnxruntime has none.
+        default where this one is older. plain: see `OrtEngine`. shortlist: run the twin whose two largest logits alone
+        are exact, where the bundle has one. Raises InputError: cuda, and this onnxruntime has none.
         """
         if cuda and CUDA not in onnxruntime.get_available_providers():
             raise InputError(
@@ -172,15 +175,22 @@ class OrtBackend:
                 "Run: pip uninstall onnxruntime && pip install 'pixelrt[gpu]'"
             )
         self.bundle, self.activations, self.threads, self.plain = bundle, activations, threads, plain
+        self.shortlist = shortlist and not plain
         self.provider, self.name = (CUDA, "onnxruntime-cuda") if cuda else (CPU, "onnxruntime-cpu")
         version = tuple(int(part) for part in onnxruntime.__version__.split(".")[:2])
         self.compatible = cuda or version < IN_PLACE_SINCE if compatible is None else compatible
 
     def open(self, graph: str) -> OrtEngine:
-        name = "language_compat" if graph == "language" and self.compatible else graph
+        name = self._language() if graph == "language" else graph
         activations = self.activations or self._activations(name)
         file = self.bundle.graph(name, activations=activations)
         return OrtEngine(file, threads=self.threads, provider=self.provider, plain=self.plain)
+
+    def _language(self) -> str:
+        if self.compatible:
+            return "language_compat"
+        faster = self.shortlist and (self.activations or "float32") == "float32"
+        return SHORTLIST if faster and SHORTLIST in self.bundle.manifest["graphs"] else "language"
 
     def _activations(self, name: str) -> str:
         manifest = self.bundle.manifest

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ from pixelrt_export.pixellm_tensors import DEAD_TENSORS, decoder_depth_and_mlp, 
 from pixelrt_export.quantize.language import Text
 from pixelrt_export.quantize.plan import Model
 from pixelrt_export.quantize.records import Record
-from pixelrt_export.sink import Sink
+from pixelrt_export.sink import ACTIVATIONS, SHORTLIST, Sink
 from pixelrt_export.vision_tower import (
     DEAD_VISION_TENSORS,
     find_vision_tower,
@@ -119,14 +120,21 @@ def write_bundle(checkpoint: Checkpoint, sink: Sink) -> None:
         VISION_OPSET,
         encoder,
     )
-    for name, cache in (("language", "in_place"), ("language_compat", "concat")):
+
+    def language(g: Graph, cache: str, shortlist: bool) -> None:
+        head = token_head(checkpoint.tensor, config.language, shortlist)
+        build_language(g, checkpoint.tensor, config.language, cache, head)
+
+    spellings = [("language", "in_place", False), ("language_compat", "concat", False)]
+    if sink.shortlists(config.language.hidden, config.language.vocab):
+        spellings.append((SHORTLIST, "in_place", True))
+    for name, cache, shortlist in spellings:
         sink.graph(
             name,
             "language",
             OPSETS[cache],
-            lambda g, cache=cache: build_language(
-                g, checkpoint.tensor, config.language, cache, token_head(checkpoint.tensor, config.language)
-            ),
+            partial(language, cache=cache, shortlist=shortlist),
+            ["float32"] if shortlist else ACTIVATIONS,
             cache=cache,
         )
     sink.graph(

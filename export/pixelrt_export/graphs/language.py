@@ -22,6 +22,7 @@ from pixelrt_export.graph import Graph
 from pixelrt_export.graphs.llama import Attend, Llama
 from pixelrt_export.graphs.phi import Phi
 from pixelrt_export.model_config import LanguageConfig
+from pixelrt_export.quantize.shortlist import shortlist_logits
 
 Tensor = Callable[[str], np.ndarray]
 Read = Callable[[str, Callable[[str], str]], None]  # last states, final norm -> outputs
@@ -65,15 +66,19 @@ def _attention(g: Graph, config: LanguageConfig, cache: str) -> Attend:
     return (_Grouped if g.activations == "float32" else _InPlace)(g, config)
 
 
-def token_head(tensor: Tensor, config: LanguageConfig) -> Head:
-    """logit_rows (R,): which of the S rows get logits (B, R, V) and post-norm hidden states (B, R, H)."""
+def token_head(tensor: Tensor, config: LanguageConfig, shortlist: bool = False) -> Head:
+    """logit_rows (R,): which of the S rows get logits (B, R, V) and post-norm hidden states (B, R, H).
+
+    shortlist: all logits but the two largest of each row may be approximate (`quantize.shortlist`).
+    """
 
     def declare(g: Graph) -> Read:
         rows = g.input("logit_rows", "int64", ["R"])
 
         def read(x: str, norm: Callable[[str], str]) -> None:
             hidden = norm(g.op("Gather", x, rows, axis=1))
-            logits = g.linear(hidden, "language.lm_head", lambda: tensor("lm_head.weight"))
+            product = shortlist_logits if shortlist else Graph.linear
+            logits = product(g, hidden, "language.lm_head", lambda: tensor("lm_head.weight"))
             g.output(logits, "logits", "float32", ["B", "R", config.vocab])
             g.output(hidden, "hidden", "activations", ["B", "R", config.hidden])
 

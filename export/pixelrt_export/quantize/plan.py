@@ -20,6 +20,7 @@ from pixelrt_export.quantize.probe import Probe
 from pixelrt_export.quantize.products import int4_product, int8_product, int8_weight_product
 from pixelrt_export.quantize.ranges import input_steps
 from pixelrt_export.quantize.records import Record
+from pixelrt_export.quantize.shortlist import NEAR, near_product
 from pixelrt_export.weight_file import WeightFile
 from pixelrt_export.work import Work
 
@@ -78,6 +79,15 @@ def calibrates(precision: Mapping[str, str], settings: Settings) -> bool:
     return precision["encoder"] == "int8" or (precision["language"] == "int4" and settings.calibrated)
 
 
+def shortlists(precision: Mapping[str, str], settings: Settings) -> bool:
+    """Whether there is a head in 16 bits behind rounded layers."""
+    return precision["language"] in ROUNDED and not rounds_head(settings)
+
+
+def rounds_head(settings: Settings) -> bool:
+    return bool(settings.head) and not settings.kept(HEAD)
+
+
 def plan(
     precision: Mapping[str, str],
     settings: Settings,
@@ -114,7 +124,9 @@ def plan(
             products["language"] = int4_product(rounding, chosen)
             how = "calibrated" if settings.calibrated else "nearest"
             about["language"] = {"form": "int4", "rounds": "weights", "block": settings.block, "by": how}
-        if settings.head and not settings.kept(HEAD):
+        if not rounds_head(settings):
+            products["language"] = with_product(products["language"], NEAR, near_product)
+        else:
             products["language"] = _with_head(products["language"], settings)
             about["head"] = {"form": settings.head, "rounds": "weights"}
     if settings.keep:
@@ -124,12 +136,15 @@ def plan(
 
 def _with_head(layers: Product, settings: Settings) -> Product:
     if settings.head == "int8":
-        head = int8_weight_product(HEAD.__eq__)
-    else:
-        head = int4_product(_nearest(settings), HEAD.__eq__)
+        return with_product(layers, HEAD, int8_weight_product(HEAD.__eq__))
+    return with_product(layers, HEAD, int4_product(_nearest(settings), HEAD.__eq__))
 
-    def multiply(g: Graph, x: str, name: str, weight: Make) -> str:
-        return (head if name == HEAD else layers)(g, x, name, weight)
+
+def with_product(others: Product, name: str, product: Product) -> Product:
+    """`product` for the linear layer `name`."""
+
+    def multiply(g: Graph, x: str, layer: str, weight: Make) -> str:
+        return (product if layer == name else others)(g, x, layer, weight)
 
     return multiply
 

@@ -26,6 +26,7 @@ from pixelrt.bundle import Bundle
 from pixelrt.engine import Engine
 from pixelrt.recording import Call
 
+from pixelrt_export.sink import SHORTLIST
 from pixelrt_export.verify.comparison import (
     LAYER_LIMITS,
     MASKS_LIMIT,
@@ -43,7 +44,12 @@ from pixelrt_export.verify.subject import WHOLE, Subject, each, read_in_passes, 
 Progress = Callable[[str, int, int], None]
 # What the bundle answers, and what went through its graphs.
 Listen = Callable[[Question], tuple[Said, dict[str, list[Call]]]]
-LANGUAGE_GRAPHS = ("language", "language_compat")
+# The graphs of a language model, of which a bundle may lack the last, and what is said of them.
+LANGUAGE_GRAPHS = {
+    "language": "",
+    "language_compat": " of the compatibility twin",
+    SHORTLIST: " of the graph with a shortlist",
+}
 # Questions whose states after every layer are kept, S x H x layers x 4 bytes each: 180 MB at 7B.
 TRACED = 2
 
@@ -195,9 +201,9 @@ class Check:
             self._progress("layers compared", done, total)
         for x, one in zip(states, asked, strict=True):
             one.states, one.head = x, self.original.head(x, one.reading)
-        for name in LANGUAGE_GRAPHS:
-            what = "" if name == "language" else " of the compatibility twin"
-            self._language_graph(name, what, asked, states, before, total)
+        for name, what in LANGUAGE_GRAPHS.items():
+            if name in self.subject.bundle.manifest["graphs"]:
+                self._language_graph(name, what, asked, states, before, total)
 
     def _language_graph(
         self, name: str, what: str, asked: list[Asked], states: list[np.ndarray], last: str, layers: int

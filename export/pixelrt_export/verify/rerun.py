@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 from pixelrt.bundle import Bundle, GraphFile
@@ -16,6 +17,7 @@ from pixelrt.engine import Array, HostMemory
 from pixelrt.recording import Call, Recording, plain
 from pixelrt.segmenter import open_bundle
 
+from pixelrt_export.sink import SHORTLIST
 from pixelrt_export.verify.comparison import (
     MASKS_LIMIT,
     PICTURE_LIMIT,
@@ -72,8 +74,7 @@ def _encoder(bundle: Bundle, recording: Recording, found: Findings) -> None:
 
 def _language(bundle: Bundle, recording: Recording, found: Findings) -> None:
     """Row by row: one token of a hundred may be wrong."""
-    twin = recording.about["graphs"]["language"].get("cache") == "concat"
-    engine = Subject(bundle).engine("language_compat" if twin else "language")
+    engine = Subject(bundle).engine(_language_graph(recording.about["graphs"]["language"]))
     here, there = read_in_passes(engine, reading_of(recording), False), language_outputs(recording)
     words = recording.token_ids
     for name, value in there.items():
@@ -87,6 +88,13 @@ def _language(bundle: Bundle, recording: Recording, found: Findings) -> None:
         where = f"{name}, {_row(row - value.shape[1] + len(words), row) if words else f'row {row}'}"
         alike = cosine(value[:, row], wanted[:, row])
         found.note("language", where, errors[row], limit_of(recording, "language"), alike)
+
+
+def _language_graph(entry: Mapping[str, Any]) -> str:
+    """What ran, or what an engine was made from."""
+    if entry.get("cache") == "concat":
+        return "language_compat"
+    return SHORTLIST if str(entry["file"]).startswith(f"{SHORTLIST}.") else "language"
 
 
 def _row(word: int, row: int) -> str:

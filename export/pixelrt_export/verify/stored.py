@@ -8,7 +8,7 @@ of them, does not; what the tensors are used for is seen by the other comparison
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -22,7 +22,8 @@ from pixelrt_export.families import family_of
 from pixelrt_export.graph import Graph
 from pixelrt_export.quantize.nf4 import dequantise
 from pixelrt_export.quantize.plan import Model, Settings
-from pixelrt_export.sink import WEIGHTS, Sink
+from pixelrt_export.quantize.shortlist import MIDDLE
+from pixelrt_export.sink import ACTIVATIONS, SHORTLIST, WEIGHTS, Sink
 from pixelrt_export.verify.comparison import STORED_LIMITS, TILE_LIMITS, Finding, cosine, relative_error
 from pixelrt_export.weight_file import Slot, unpacked
 
@@ -92,9 +93,11 @@ class ComparingWeights:
             found = dequantise(self._array(f"{name}.nf4"), self._array(absmax), (outputs, inputs))
             return "nf4", found.T
         scale = name.removesuffix(".weight") + ".scale"
-        for form in ("int4", "int8"):
-            if f"{name}.{form}" in self.places and scale in self.places:
-                values, scales = self._array(f"{name}.{form}"), self._array(scale).astype(np.float32)
+        for kind, form in (("int4", "int4"), ("int8", "int8"), ("uint8", "int8")):
+            if f"{name}.{kind}" in self.places and scale in self.places:
+                values, scales = self._array(f"{name}.{kind}"), self._array(scale).astype(np.float32)
+                if kind == "uint8":
+                    values = values.astype(np.int16) - MIDDLE
                 if scales.ndim == 2:
                     scales = np.repeat(scales, len(values) // len(scales), axis=0)
                 return form, values * scales
@@ -142,9 +145,20 @@ class ComparingSink(Sink):
     def quantise(self, model: Model) -> None:
         pass
 
-    def graph(self, name: str, stage: str, opset: int, build: Callable[[Graph], None], **about: str) -> None:
+    def graph(
+        self,
+        name: str,
+        stage: str,
+        opset: int,
+        build: Callable[[Graph], None],
+        activations: Iterable[str] = ACTIVATIONS,
+        **about: str,
+    ) -> None:
         self.weights.stage = stage
         build(Graph(name, self.weights, activations="float32", storage="float32", opset=opset))
+
+    def shortlists(self, hidden: int, vocab: int) -> bool:
+        return SHORTLIST in self.bundle.manifest["graphs"]
 
     def text(self, name: str, text: str) -> None:
         pass  # what a text makes of prompts is compared

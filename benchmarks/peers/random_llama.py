@@ -16,9 +16,8 @@ from pixelrt_export.checkpoint import Checkpoint
 from pixelrt_export.graph import Graph
 from pixelrt_export.graphs.language import OPSETS, build_language, token_head
 from pixelrt_export.model_config import language_config
-from pixelrt_export.quantize.plan import HEAD, LANGUAGE_LAYERS, with_product
+from pixelrt_export.quantize.plan import HEAD, LANGUAGE_LAYERS, with_shortlist
 from pixelrt_export.quantize.products import int4_product
-from pixelrt_export.quantize.shortlist import NEAR, near_product
 from pixelrt_export.weight_file import WeightFile
 from safetensors.numpy import save_file
 from tokenizers import Tokenizer, models
@@ -114,7 +113,9 @@ def export_language(checkpoint: Path, folder: Path, rounded_head: bool) -> Graph
     def chosen(name: str) -> bool:
         return name.startswith(LANGUAGE_LAYERS) or (rounded_head and name == HEAD)
 
-    product = with_product(int4_product(lambda name, make: blocks_of(make()), chosen), NEAR, near_product)
+    product = int4_product(lambda name, make: blocks_of(make()), chosen)
+    if not rounded_head:
+        product = with_shortlist(product)
     opset, path = OPSETS["in_place"], folder / "language.fp32.onnx"
     (folder / "weights.data").unlink(missing_ok=True)
     with WeightFile(folder / "weights.data") as weights:

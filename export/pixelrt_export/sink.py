@@ -11,6 +11,7 @@ import numpy as np
 
 from pixelrt_export.checkpoint import Checkpoint
 from pixelrt_export.graph import Graph, Product, plain_product
+from pixelrt_export.model_config import LanguageConfig
 from pixelrt_export.quantize.plan import Model, Settings, plan, shortlists
 from pixelrt_export.quantize.records import Record
 from pixelrt_export.weight_file import WeightFile
@@ -21,7 +22,6 @@ STORAGE = dict.fromkeys(("fp16", "int8", "int4", "nf4"), "float16") | {"fp32": "
 ACTIVATIONS = {"float32": "fp32", "float16": "fp16"}
 WEIGHTS, TABLE = "weights.data", "embeddings.bin"
 SHORTLIST = "language_shortlist"  # a graph
-SHORTLIST_FROM = 16 << 20  # bytes of a head in float32; a smaller one lies in the processor's cache
 SLAB = 1 << 23  # values of the token table that are converted at once
 
 
@@ -70,9 +70,9 @@ class Sink:
         if about:
             self.manifest["quantization"] = about
 
-    def shortlists(self, hidden: int, vocab: int) -> bool:
-        """Whether a language model with a head of this size has a graph with `quantize.shortlist` too."""
-        return 4 * hidden * vocab >= SHORTLIST_FROM and shortlists(self.precision, self.settings)
+    def shortlists(self, config: LanguageConfig) -> bool:
+        """Whether this language model has a graph with `quantize.shortlist` too."""
+        return shortlists(self.precision, self.settings, config)
 
     def graph(
         self,

@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 import pixelrt
-import pixelrt_export.sink
 import pytest
 from faulty import Faulty
 from pixelrt.bundle import Bundle
@@ -17,10 +16,10 @@ from pixelrt.engine_ort import OrtBackend
 from pixelrt.segmenter import open_bundle
 from pixelrt_export.export import export_bundle
 from pixelrt_export.graph import Graph, plain_product
-from pixelrt_export.quantize import shortlist
-from pixelrt_export.quantize.plan import Settings, with_product
+from pixelrt_export.quantize import plan, shortlist
+from pixelrt_export.quantize.plan import Settings, with_shortlist
 from pixelrt_export.quantize.records import read_records
-from pixelrt_export.quantize.shortlist import NEAR, near_product, shortlist_logits
+from pixelrt_export.quantize.shortlist import NEAR, shortlist_logits
 from pixelrt_export.verify.bundle import open_original, verify_bundle
 from pixelrt_export.weight_file import WeightFile
 
@@ -34,7 +33,7 @@ def heads(folder: Path, weight: np.ndarray) -> dict[str, Run]:
     """x (B, R, H) -> logits: of the whole head, with a shortlist, and in 8 bits alone. weight (V, H)"""
 
     def build(kind: str, weights: WeightFile) -> None:
-        product = with_product(plain_product, NEAR, near_product)
+        product = with_shortlist(plain_product)
         g = Graph(kind, weights, activations="float32", storage="float16", opset=24, product=product)
         x = g.input("x", "float32", ["B", "R", weight.shape[1]])
         multiply, name = {
@@ -146,7 +145,7 @@ def test_what_is_not_finite_stays_so(tmp_path: Path, value: float) -> None:
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The small model's head would not get one."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pixelrt_export.sink, "SHORTLIST_FROM", 0)
+        patch.setattr(plan, "SHORTLIST_FROM", 0)
         target = tmp_path_factory.mktemp("shortlist") / "b"
         return export_bundle(TINY, target, precision="int4", settings=Settings(calibrated=False))
 
@@ -182,7 +181,7 @@ def test_answers_are_those_of_the_whole_head(bundle: Path) -> None:
 
 
 def test_who_gets_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pixelrt_export.sink, "SHORTLIST_FROM", 0)
+    monkeypatch.setattr(plan, "SHORTLIST_FROM", 0)
     for name, precision, settings in (
         ("fp16", "fp16", Settings()),
         ("head", "int4", Settings(calibrated=False, head="int8")),

@@ -126,7 +126,7 @@ def write_bundle(checkpoint: Checkpoint, sink: Sink) -> None:
         build_language(g, checkpoint.tensor, config.language, cache, head)
 
     spellings = [("language", "in_place", False), ("language_compat", "concat", False)]
-    if sink.shortlists(config.language.hidden, config.language.vocab):
+    if sink.shortlists(config.language):
         spellings.append((SHORTLIST, "in_place", True))
     for name, cache, shortlist in spellings:
         sink.graph(

@@ -20,13 +20,14 @@ from pixelrt_export.quantize.probe import Probe
 from pixelrt_export.quantize.products import int4_product, int8_product, int8_weight_product
 from pixelrt_export.quantize.ranges import input_steps
 from pixelrt_export.quantize.records import Record
-from pixelrt_export.quantize.shortlist import NEAR, near_product
+from pixelrt_export.quantize.shortlist import NEAR, near_product, whole_product
 from pixelrt_export.weight_file import WeightFile
 from pixelrt_export.work import Work
 
 ROUNDED = ("int8", "int4", "nf4")
 LANGUAGE_LAYERS = "language.layers."  # what int8, int4 and nf4 round: not what follows them
 HEAD = "language.lm_head"  # unless it is asked for
+SHORTLIST_FROM = 16 << 20  # bytes of a head in float32; a smaller one lies in the processor's cache
 Progress = Callable[[str, float, float], None]  # what, done, of how many
 
 
@@ -79,9 +80,10 @@ def calibrates(precision: Mapping[str, str], settings: Settings) -> bool:
     return precision["encoder"] == "int8" or (precision["language"] == "int4" and settings.calibrated)
 
 
-def shortlists(precision: Mapping[str, str], settings: Settings) -> bool:
-    """Whether there is a head in 16 bits behind rounded layers."""
-    return precision["language"] in ROUNDED and not rounds_head(settings)
+def shortlists(precision: Mapping[str, str], settings: Settings, config: LanguageConfig) -> bool:
+    """Whether a graph with `quantize.shortlist` pays: behind rounded layers a head in 16 bits, larger than a cache."""
+    large = 4 * config.hidden * config.vocab >= SHORTLIST_FROM
+    return large and precision["language"] in ROUNDED and not rounds_head(settings)
 
 
 def rounds_head(settings: Settings) -> bool:
@@ -124,9 +126,9 @@ def plan(
             products["language"] = int4_product(rounding, chosen)
             how = "calibrated" if settings.calibrated else "nearest"
             about["language"] = {"form": "int4", "rounds": "weights", "block": settings.block, "by": how}
-        if not rounds_head(settings):
-            products["language"] = with_product(products["language"], NEAR, near_product)
-        else:
+        if shortlists(precision, settings, model.language):
+            products["language"] = with_shortlist(products["language"])
+        if rounds_head(settings):
             products["language"] = _with_head(products["language"], settings)
             about["head"] = {"form": settings.head, "rounds": "weights"}
     if settings.keep:
@@ -138,6 +140,10 @@ def _with_head(layers: Product, settings: Settings) -> Product:
     if settings.head == "int8":
         return with_product(layers, HEAD, int8_weight_product(HEAD.__eq__))
     return with_product(layers, HEAD, int4_product(_nearest(settings), HEAD.__eq__))
+
+
+def with_shortlist(layers: Product) -> Product:
+    return with_product(with_product(layers, NEAR, near_product), HEAD, whole_product)
 
 
 def with_product(others: Product, name: str, product: Product) -> Product:

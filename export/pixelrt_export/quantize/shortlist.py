@@ -6,7 +6,7 @@ say where each true logit lies:
 
     |x W_v - near_v| <= |x| e_v,  e_v = |r_v| + what rounding x costs
 
-The shortlist are all tokens that may be among a row's two largest; their columns of W are read, and their logits are
+The shortlist are all tokens that may be among a row's two largest; their part of W is read, and their logits are
 those of W. So the two largest logits of every row, and which tokens they are, are what the whole head gives. All
 others are off by at most |x| e_v, and below.
 
@@ -88,8 +88,19 @@ def bands(weight: np.ndarray) -> Iterator[tuple[slice, np.ndarray]]:
         yield at, weight[:, at].astype(np.float32).astype(np.float16).astype(np.float32)
 
 
+def whole_product(g: Graph, x: str, name: str, weight: Make) -> str:
+    """x (B, R, H) times a head (H, V) that is stored token by token."""
+    columns = g.transpose(_rows(g, name, weight), [1, 0])
+    return str(g.op("MatMul", x, columns if g.storage == g.activations else g.cast(columns, g.activations)))
+
+
+def _rows(g: Graph, name: str, weight: Make) -> str:
+    """(V, H): a token's values lie in one or two pages of the file, and not each in another."""
+    return g.stored(f"{name}.rows", g.storage, lambda: weight().T)
+
+
 def shortlist_logits(g: Graph, x: str, name: str, weight: Make) -> str:
-    """x (B, R, H) times the head `name` (H, V), exact where it may be one of a row's two largest."""
+    """x (B, R, H) times the weight (V, H) of the head `name`, exact where it may be one of a row's two largest."""
     near = g.linear(x, NEAR, weight)  # as the plan says: near_product
     bound = g.stored(f"{NEAR}.bound", "float32", lambda: error_bound(weight().T))
     off = g.op("Mul", g.op("ReduceL2", x, g.constant([-1]), keepdims=1), bound)
@@ -99,8 +110,7 @@ def shortlist_logits(g: Graph, x: str, name: str, weight: Make) -> str:
     wanted = g.op("ReduceMax", ahead, g.constant([0, 1]), keepdims=0)
     chosen = g.op("NonZero", g.op("GreaterOrEqual", wanted, g.constant(0.0)))
     tokens = g.op("Squeeze", chosen, g.constant([0]))
-    whole = g.stored(f"{name}.weight", g.storage, lambda: weight().T)
-    columns = g.cast(g.op("Gather", whole, tokens, axis=1), g.activations)
-    exact = g.op("MatMul", x, columns)
+    chosen_rows = g.cast(g.op("Gather", _rows(g, name, lambda: weight().T), tokens, axis=0), g.activations)
+    exact = g.op("MatMul", x, g.transpose(chosen_rows, [1, 0]))
     places = g.op("Expand", tokens, g.op("Shape", exact))
     return str(g.op("ScatterElements", near, places, exact, axis=-1))

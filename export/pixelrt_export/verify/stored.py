@@ -20,6 +20,7 @@ from pixelrt.bundle import Bundle
 from pixelrt_export.checkpoint import Checkpoint
 from pixelrt_export.families import family_of
 from pixelrt_export.graph import Graph
+from pixelrt_export.model_config import LanguageConfig
 from pixelrt_export.quantize.nf4 import dequantise
 from pixelrt_export.quantize.plan import Model, Settings
 from pixelrt_export.quantize.shortlist import MIDDLE
@@ -87,6 +88,9 @@ class ComparingWeights:
         if name in self.places:
             array = self._array(name)
             return "fp32" if array.dtype == np.float32 else "fp16", array
+        rows = name.removesuffix(".weight") + ".rows"
+        if rows in self.places:
+            return "fp16", self._array(rows).T
         absmax = name.removesuffix(".weight") + ".absmax"
         if f"{name}.nf4" in self.places and absmax in self.places:
             outputs, inputs = shape[::-1]
@@ -157,7 +161,7 @@ class ComparingSink(Sink):
         self.weights.stage = stage
         build(Graph(name, self.weights, activations="float32", storage="float32", opset=opset))
 
-    def shortlists(self, hidden: int, vocab: int) -> bool:
+    def shortlists(self, config: LanguageConfig) -> bool:
         return SHORTLIST in self.bundle.manifest["graphs"]
 
     def text(self, name: str, text: str) -> None:

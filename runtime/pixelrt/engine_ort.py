@@ -47,6 +47,18 @@ def return_freed_weights() -> None:
         ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, MMAP_FROM)
 
 
+def as_written(options: onnxruntime.SessionOptions) -> None:
+    """Nothing fused, folded or repacked: weights stay in their mapped file, and what is made of one is freed.
+
+    In the order of the file: the default one widens all weights before it multiplies with the first.
+    """
+    options.execution_order = onnxruntime.ExecutionOrder.PRIORITY_BASED
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.enable_cpu_mem_arena = options.enable_mem_pattern = False
+    options.add_session_config_entry("session.disable_prepacking", "1")
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+
+
 class OrtEngine:
     """One ONNX Runtime session."""
 
@@ -60,13 +72,7 @@ class OrtEngine:
         options.intra_op_num_threads = threads
         options.log_severity_level = 3
         if plain:
-            # Nothing fused, folded or repacked: weights stay in their mapped file, and what is made of one is freed. In
-            # the order of the file: the default one widens all weights before it multiplies with the first.
-            options.execution_order = onnxruntime.ExecutionOrder.PRIORITY_BASED
-            options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-            options.enable_cpu_mem_arena = options.enable_mem_pattern = False
-            options.add_session_config_entry("session.disable_prepacking", "1")
-            options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+            as_written(options)
         return_freed_weights()
         try:
             self._session = onnxruntime.InferenceSession(

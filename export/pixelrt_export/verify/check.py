@@ -181,6 +181,15 @@ class Check:
     # ---- language ---------------------------------------------------------------------------------------
 
     def _language(self, asked: list[Asked]) -> None:
+        states, last = self._layers(asked)
+        for x, one in zip(states, asked, strict=True):
+            one.states, one.head = x, self.original.head(x, one.reading)
+        for name, what in LANGUAGE_GRAPHS.items():
+            if name in self.subject.bundle.manifest["graphs"]:
+                self._language_graph(name, what, asked, states, last)
+
+    def _layers(self, asked: list[Asked]) -> tuple[list[np.ndarray], str]:
+        """The original's states after the last layer, and the name of that place; each layer alone is compared."""
         traces = self._traces(asked)
         states = [one.reading.states for one in asked]
         before, total = "", len(self._places("language"))
@@ -199,14 +208,10 @@ class Check:
                 )
             before = place
             self._progress("layers compared", done, total)
-        for x, one in zip(states, asked, strict=True):
-            one.states, one.head = x, self.original.head(x, one.reading)
-        for name, what in LANGUAGE_GRAPHS.items():
-            if name in self.subject.bundle.manifest["graphs"]:
-                self._language_graph(name, what, asked, states, before, total)
+        return states, before
 
     def _language_graph(
-        self, name: str, what: str, asked: list[Asked], states: list[np.ndarray], last: str, layers: int
+        self, name: str, what: str, asked: list[Asked], states: list[np.ndarray], last: str
     ) -> None:
         """states: the original's after the last layer, whose place is `last`."""
         engine = self.subject.engine(name, taps=lambda place: place == last)
@@ -221,6 +226,7 @@ class Check:
             for how, found in out.items():
                 self._compare("language", found, one.head, limit, number, how + what)
         # Keys and values of every layer, in and out.
+        layers = len(self._places("language"))
         batch = [one.reading for one in asked[: batch_of(4 * layers * max(x.nbytes for x in states))]]
         shortest = min(len(x) for x in states[: len(batch)])
         found = read_together(engine, batch, self.original.idle(len(batch), shortest))

@@ -6,6 +6,7 @@ the large tensors that its own nodes read, by name, as the whole graph has them.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -95,3 +96,13 @@ def stored_bytes(model: onnx.ModelProto) -> int:
         for pair in tensor.external_data
         if pair.key == "length"
     )
+
+
+def largest_widened(model: onnx.ModelProto) -> int:
+    """Bytes of the largest tensor in 16 bits of the weight file, which a Cast follows."""
+    sizes = [
+        2 * math.prod(tensor.dims)
+        for tensor in model.graph.initializer
+        if tensor.data_type == onnx.TensorProto.FLOAT16 and tensor.data_location == onnx.TensorProto.EXTERNAL
+    ]
+    return max(sizes, default=0)

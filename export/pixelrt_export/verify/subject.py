@@ -11,7 +11,7 @@ import onnxruntime
 from onnx import helper
 from pixelrt.bundle import Bundle
 from pixelrt.engine import CACHE_IN, Array, Backend, Engine, HostMemory
-from pixelrt.engine_ort import CPU, OrtBackend, return_freed_weights
+from pixelrt.engine_ort import CPU, OrtBackend, as_written, return_freed_weights
 from pixelrt.errors import InputError
 from pixelrt.language import Context
 from pixelrt.recording import GRAPHS, noted
@@ -20,13 +20,16 @@ from pixelrt.segmenter import Segmenter, open_bundle
 
 from pixelrt_export.verify.convoy import Call, Shared, carry
 from pixelrt_export.verify.original import Question, Reading, Said
-from pixelrt_export.verify.pieces import Piece, model_of, pieces, stored_bytes
+from pixelrt_export.verify.pieces import Piece, largest_widened, model_of, pieces, stored_bytes
 
 T, R = TypeVar("T"), TypeVar("R")
 # Bytes on disk up to which a graph is opened as a whole; in memory, in fp32, it takes two to three times that.
 WHOLE = 1 << 28
+# Bytes of a tensor up to which it may be widened when its piece is opened, which takes four times as much for a moment:
+# the widened one, and that repacked.
+WIDENED = 1 << 26
 # Caches of several questions, and how many tokens one of them is taken to have: 330 MB each at 7B.
-CACHES, POSITIONS = 1 << 30, 320
+CACHES, POSITIONS = 7 << 27, 320
 
 # ONNX Runtime looks for external tensors beside the model, and a model in memory lies nowhere.
 FOLDER_OPTION = "session.model_external_initializers_file_folder_path"
@@ -103,8 +106,10 @@ class TappedEngine:
         options.add_session_config_entry(FOLDER_OPTION, self._folder)
         # An output keeps the memory that its session drew from alive: of an arena, all of it.
         options.enable_cpu_mem_arena = not self.cut
-        model = model_of(self._model, piece, kinds).SerializeToString()
-        session = onnxruntime.InferenceSession(model, options, providers=[CPU])
+        model = model_of(self._model, piece, kinds)
+        if self.cut and largest_widened(model) > WIDENED:
+            as_written(options)
+        session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=[CPU])
         if not self.cut:
             self._kept[number] = session
         return session

@@ -16,12 +16,18 @@ BITS = 7  # of a scale, so that scale * q has no more than the 11 of float16
 
 
 def on_grid(weight: np.ndarray, peak: int, block: int = BLOCK) -> np.ndarray:
-    """(N, K) -> float16 (N, K) close to it, but for the signs of largest weights; K is a multiple of the block."""
+    """(N, K) -> float16 (N, K) close to it; K is a multiple of the block.
+
+    The largest weight of a block becomes `peak` steps: -8 whatever its sign, 7 to its own side. (Where all went to one
+    side, a row of a wide matrix would have a mean that outgrows everything random in it.)
+    """
     blocks = weight.astype(np.float32).reshape(len(weight), -1, block)
     mantissa, exponent = np.frexp(np.abs(blocks).max(-1, keepdims=True) / abs(peak))
     scale = np.ldexp(np.ceil(mantissa * 2**BITS) / 2**BITS, exponent)
     steps = np.clip(np.rint(np.divide(blocks, scale, out=np.zeros_like(blocks), where=scale > 0)), -7, 7)
-    np.put_along_axis(steps, np.abs(blocks).argmax(-1)[..., None], peak, -1)
+    at = np.abs(blocks).argmax(-1)[..., None]
+    largest = np.copysign(peak, np.take_along_axis(blocks, at, -1)) if peak == OUR_PEAK else peak
+    np.put_along_axis(steps, at, largest, -1)
     return np.asarray(steps * scale, np.float16).reshape(weight.shape)
 
 

@@ -26,23 +26,25 @@ TARGET = "sm_86"
 
 @pytest.fixture(scope="module", params=["pixellm", "psalm"])
 def rounded(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Golden weights with an int8 encoder and an int4 language model."""
+    """Golden weights with an int8 encoder and an int4 language model, its head stored as a large one's is."""
     import numpy as np
     from PIL import Image
     from pixelrt_export.export import export_bundle
-    from pixelrt_export.quantize.plan import Settings
+    from pixelrt_export.quantize import plan
 
     checkpoint = {"pixellm": "golden_checkpoint_a", "psalm": "golden_psalm_checkpoint"}[request.param]
     folder = tmp_path_factory.mktemp(request.param)
     (folder / "pictures").mkdir()
     Image.fromarray(np.zeros((40, 60, 3), np.uint8)).save(folder / "pictures" / "0.png")
-    return export_bundle(
-        request.getfixturevalue(checkpoint),
-        folder / "bundle",
-        precision="int4",
-        stages={"encoder": "int8"},
-        settings=Settings(calib=folder / "pictures", calibrated=False),
-    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(plan, "SHORTLIST_FROM", 0)
+        return export_bundle(
+            request.getfixturevalue(checkpoint),
+            folder / "bundle",
+            precision="int4",
+            stages={"encoder": "int8"},
+            settings=plan.Settings(calib=folder / "pictures", calibrated=False),
+        )
 
 
 def test_int8_and_int4_graphs_become_engines(rounded: Path) -> None:

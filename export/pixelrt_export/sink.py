@@ -12,7 +12,7 @@ import numpy as np
 from pixelrt_export.checkpoint import Checkpoint
 from pixelrt_export.graph import Graph, Product, plain_product
 from pixelrt_export.model_config import LanguageConfig
-from pixelrt_export.quantize.plan import Model, Settings, plan, shortlists
+from pixelrt_export.quantize.plan import Model, Settings, plan, wants_shortlist
 from pixelrt_export.quantize.records import Record
 from pixelrt_export.weight_file import WeightFile
 from pixelrt_export.work import Work
@@ -21,7 +21,6 @@ from pixelrt_export.work import Work
 STORAGE = dict.fromkeys(("fp16", "int8", "int4", "nf4"), "float16") | {"fp32": "float32"}
 ACTIVATIONS = {"float32": "fp32", "float16": "fp16"}
 WEIGHTS, TABLE = "weights.data", "embeddings.bin"
-SHORTLIST = "language_shortlist"  # a graph
 SLAB = 1 << 23  # values of the token table that are converted at once
 
 
@@ -70,9 +69,9 @@ class Sink:
         if about:
             self.manifest["quantization"] = about
 
-    def shortlists(self, config: LanguageConfig) -> bool:
+    def has_shortlist(self, config: LanguageConfig) -> bool:
         """Whether this language model has a graph with `quantize.shortlist` too."""
-        return shortlists(self.precision, self.settings, config)
+        return wants_shortlist(self.precision, self.settings, config)
 
     def graph(
         self,
@@ -83,7 +82,7 @@ class Sink:
         activations: Iterable[str] = ACTIVATIONS,
         **about: str,
     ) -> None:
-        """Write graph `name` with fp32 and with fp16 activations over the same stored weights."""
+        """Write graph `name` with fp32 and with fp16 activations, or one of them, over the same stored weights."""
         files: list[dict[str, str]] = []
         taps: dict[str, str] = {}
         for kind in activations:

@@ -33,6 +33,7 @@ ONNX_DTYPES: dict[str, int] = {
     "int4": onnx.TensorProto.INT4,
     "int8": onnx.TensorProto.INT8,
     "uint8": onnx.TensorProto.UINT8,
+    "int32": onnx.TensorProto.INT32,
     "int64": onnx.TensorProto.INT64,
     "bool": onnx.TensorProto.BOOL,
 }

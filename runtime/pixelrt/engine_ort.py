@@ -195,8 +195,9 @@ class OrtBackend:
     def _language(self) -> str:
         if self.compatible:
             return "language_compat"
-        faster = self.shortlist and (self.activations or "float32") == "float32"
-        return SHORTLIST if faster and SHORTLIST in self.bundle.manifest["graphs"] else "language"
+        fits = self.provider == CPU and self.activations in (None, "float32")
+        listed = SHORTLIST in self.bundle.manifest["graphs"]
+        return SHORTLIST if self.shortlist and fits and listed else "language"
 
     def _activations(self, name: str) -> str:
         manifest = self.bundle.manifest

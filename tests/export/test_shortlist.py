@@ -5,14 +5,18 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
+import onnx
 import onnxruntime
 import pixelrt
 import pytest
 from faulty import Faulty
+from onnx import helper
 from pixelrt.bundle import Bundle
 from pixelrt.engine_ort import OrtBackend
+from pixelrt.recording import Recording
 from pixelrt.segmenter import open_bundle
 from pixelrt_export.export import export_bundle
 from pixelrt_export.graph import Graph, plain_product
@@ -21,6 +25,7 @@ from pixelrt_export.quantize.plan import Settings, with_shortlist
 from pixelrt_export.quantize.records import read_records
 from pixelrt_export.quantize.shortlist import NEAR, shortlist_logits
 from pixelrt_export.verify.bundle import open_original, verify_bundle
+from pixelrt_export.verify.rerun import rerun
 from pixelrt_export.weight_file import WeightFile
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -92,8 +97,10 @@ def test_the_two_best_are_those_of_the_whole_head(tmp_path: Path, kind: str) -> 
         # Sums of 96 products in other orders: 1e-6 of what they add up.
         sums = 1e-6 * np.linalg.norm(x, axis=-1, keepdims=True) * np.linalg.norm(weight, axis=1).max()
         assert (np.abs(best - least) <= sums).all()
-        clear = (least[..., :1] - least[..., 1:] > 2 * sums)[..., 0]
-        assert (tokens[..., 0] == others[..., 0])[clear].all()
+        third = -np.sort(-whole, axis=-1)[..., 2:3]
+        below = np.concatenate([least[..., 1:], third], -1)
+        clear = least - below > 2 * sums
+        assert (tokens == others)[clear].all()
         # and the rest lie as near as is said
         stored = weight.astype(np.float16).astype(np.float64)
         off = np.abs(near - x @ stored.T) / np.maximum(np.linalg.norm(x, axis=-1, keepdims=True), 1e-30)
@@ -131,11 +138,16 @@ def test_where_8_bits_are_wrong(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
-def test_what_is_not_finite_stays_so(tmp_path: Path, value: float) -> None:
+@pytest.mark.parametrize("row", [0, 1, 2])
+def test_what_is_not_finite_stays_in_its_row(tmp_path: Path, value: float, row: int) -> None:
+    run = heads(tmp_path, made_up("even", np.random.default_rng(3)))
     x = np.random.default_rng(5).normal(size=(1, 3, WIDTH))
-    x[0, 1, 7] = value
-    found = heads(tmp_path, made_up("even", np.random.default_rng(3)))["shortlist"](x)
-    assert np.isfinite(found[0, [0, 2]]).all() and not np.isfinite(found[0, 1]).any()
+    whole = two_best(run["whole"](x))
+    x[0, row, 7] = value
+    found = run["shortlist"](x)
+    assert not np.isfinite(found[0, row]).any()
+    for part, wanted in zip(two_best(found), whole, strict=True):
+        np.testing.assert_allclose(np.delete(part, row, 1), np.delete(wanted, row, 1), rtol=1e-5)
 
 
 # ---- bundles ------------------------------------------------------------------------------------------------
@@ -180,6 +192,35 @@ def test_answers_are_those_of_the_whole_head(bundle: Path) -> None:
                 assert (a.mask == b.mask).all()
 
 
+def test_margins_are_those_of_the_whole_head(bundle: Path, tmp_path: Path) -> None:
+    """And a record is run again with the graph that it was made with."""
+    read, steps = Bundle.read(bundle), []
+    for faster in (True, False):
+        seg = open_bundle(read, OrtBackend(read, shortlist=faster))
+        file = tmp_path / f"{faster}.npz"
+        pixelrt.record(seg, ROOT / "calib_data" / "scene_01.png", "Segment the blue star.", file)
+        recording = Recording.read(file)
+        steps.append(recording.about["steps"])
+        found = [f for f in rerun(read, recording) if f.stage == "language"]
+        assert found and max(f.error for f in found) < 1e-5
+    assert len(steps[0]) > 5
+    for one, other in zip(*steps, strict=True):
+        assert one["token"] == other["token"] and abs(one["margin"] - other["margin"]) < 1e-4
+
+
+def test_which_heads_want_one() -> None:
+    config = SimpleNamespace(hidden=1024, vocab=4096)  # 16 MB
+    smaller = SimpleNamespace(hidden=1024, vocab=4095)
+
+    def wants(precision: str, config: SimpleNamespace = config, **settings: object) -> bool:
+        return plan.wants_shortlist({"language": precision}, Settings(**settings), config)  # type: ignore[arg-type]
+
+    assert all(wants(precision) for precision in ("int8", "int4", "nf4"))
+    assert not wants("fp16") and not wants("fp32") and not wants("int4", smaller)
+    assert not wants("int4", head="int8")
+    assert wants("int4", head="int8", keep=frozenset({"language.lm_head"}))
+
+
 def test_who_gets_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(plan, "SHORTLIST_FROM", 0)
     for name, precision, settings in (
@@ -199,10 +240,34 @@ def promised_too_much(b: Faulty) -> None:
 
 
 def other_zero_point(b: Faulty) -> None:
-    def edit(model: object) -> None:
-        for tensor in model.graph.initializer:  # type: ignore[attr-defined]
+    def edit(model: onnx.ModelProto) -> None:
+        for tensor in model.graph.initializer:
             if tensor.name == "const.uint8.128":
                 tensor.raw_data = bytes([0])
+
+    b.graph("language_shortlist", edit)
+
+
+def never_looked_up(b: Faulty) -> None:
+    """What 8 bits say is what comes out."""
+
+    def edit(model: onnx.ModelProto) -> None:
+        last = next(n for n in model.graph.node if n.op_type == "ScatterElements")
+        last.op_type = "Identity"
+        del last.input[1:], last.attribute[:]
+
+    b.graph("language_shortlist", edit)
+
+
+def too_short(b: Faulty) -> None:
+    """The threshold is the best alone, and above it."""
+
+    def edit(model: onnx.ModelProto) -> None:
+        best = next(n for n in model.graph.node if n.op_type == "Slice" and "TopK" in n.input[0])
+        best.op_type = "ReduceMax"
+        del best.input[1:], best.attribute[:]
+        best.input.append("const.int64.1." + np.array([-1]).tobytes().hex())
+        best.attribute.append(helper.make_attribute("keepdims", 1))
 
     b.graph("language_shortlist", edit)
 
@@ -217,6 +282,8 @@ def test_verify_reads_it(bundle: Path, tmp_path: Path) -> None:
         (shifted, NEAR),
         (promised_too_much, f"{NEAR}.bound"),
         (other_zero_point, "of the graph with a shortlist"),
+        (never_looked_up, "the two best in one pass of the graph with a shortlist"),
+        (too_short, "the two best in one pass of the graph with a shortlist"),
     ):
         faulty = Faulty(bundle, tmp_path / fault.__name__)
         fault(faulty)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from pixelrt.engine_ort import SHORTLIST
 from pixelrt.errors import InputError
 from pixelrt.families.pixellm_drafts import answer_ids
 from pixelrt.image import ImageSpec, open_image, prepare
@@ -31,7 +32,7 @@ from pixelrt_export.pixellm_tensors import DEAD_TENSORS, decoder_depth_and_mlp, 
 from pixelrt_export.quantize.language import Text
 from pixelrt_export.quantize.plan import Model
 from pixelrt_export.quantize.records import Record
-from pixelrt_export.sink import ACTIVATIONS, SHORTLIST, Sink
+from pixelrt_export.sink import ACTIVATIONS, Sink
 from pixelrt_export.vision_tower import (
     DEAD_VISION_TENSORS,
     find_vision_tower,
@@ -126,7 +127,7 @@ def write_bundle(checkpoint: Checkpoint, sink: Sink) -> None:
         build_language(g, checkpoint.tensor, config.language, cache, head)
 
     spellings = [("language", "in_place", False), ("language_compat", "concat", False)]
-    if sink.shortlists(config.language):
+    if sink.has_shortlist(config.language):
         spellings.append((SHORTLIST, "in_place", True))
     for name, cache, shortlist in spellings:
         sink.graph(

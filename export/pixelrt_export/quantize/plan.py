@@ -80,7 +80,7 @@ def calibrates(precision: Mapping[str, str], settings: Settings) -> bool:
     return precision["encoder"] == "int8" or (precision["language"] == "int4" and settings.calibrated)
 
 
-def shortlists(precision: Mapping[str, str], settings: Settings, config: LanguageConfig) -> bool:
+def wants_shortlist(precision: Mapping[str, str], settings: Settings, config: LanguageConfig) -> bool:
     """Whether a graph with `quantize.shortlist` pays: behind rounded layers a head in 16 bits, larger than a cache."""
     large = 4 * config.hidden * config.vocab >= SHORTLIST_FROM
     return large and precision["language"] in ROUNDED and not rounds_head(settings)
@@ -126,7 +126,7 @@ def plan(
             products["language"] = int4_product(rounding, chosen)
             how = "calibrated" if settings.calibrated else "nearest"
             about["language"] = {"form": "int4", "rounds": "weights", "block": settings.block, "by": how}
-        if shortlists(precision, settings, model.language):
+        if wants_shortlist(precision, settings, model.language):
             products["language"] = with_shortlist(products["language"])
         if rounds_head(settings):
             products["language"] = _with_head(products["language"], settings)

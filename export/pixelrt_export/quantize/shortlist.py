@@ -7,8 +7,8 @@ say where each true logit lies:
     |x W_v - near_v| <= |x| e_v,  e_v = |r_v| + what rounding x costs
 
 The shortlist are all tokens that may be among a row's two largest; their part of W is read, and their logits are
-those of W. So the two largest logits of every row, and which tokens they are, are what the whole head gives. All
-others are off by at most |x| e_v, and below.
+those of W. So the two largest logits of every row are what the whole head gives, to a rounding of float32 (of two
+that are equal, another may come first), and so are their tokens. All others are off by at most |x| e_v, and below.
 
 Standard operators. x is split in two bytes, 256 high + low, so that its rounding hardly counts; both are unsigned, as
 are the weights, since u8 x i8 products saturate on x86 before VNNI.
@@ -89,9 +89,10 @@ def bands(weight: np.ndarray) -> Iterator[tuple[slice, np.ndarray]]:
 
 
 def whole_product(g: Graph, x: str, name: str, weight: Make) -> str:
-    """x (B, R, H) times a head (H, V) that is stored token by token."""
-    columns = g.transpose(_rows(g, name, weight), [1, 0])
-    return str(g.op("MatMul", x, columns if g.storage == g.activations else g.cast(columns, g.activations)))
+    """x (B, R, H) times a head (H, V) that is stored token by token, and not turned round: that would be a copy."""
+    rows = _rows(g, name, weight)
+    wide = rows if g.storage == g.activations else g.cast(rows, g.activations)
+    return g.transpose(g.op("MatMul", wide, g.transpose(x, [0, 2, 1])), [0, 2, 1])
 
 
 def _rows(g: Graph, name: str, weight: Make) -> str:
@@ -107,8 +108,9 @@ def shortlist_logits(g: Graph, x: str, name: str, weight: Make) -> str:
     # At least two tokens reach the second largest of what each surely has.
     best, _ = g.op("TopK", g.op("Sub", near, off), g.constant([2]), axis=-1, outputs=2)
     ahead = g.op("Sub", g.op("Add", near, off), g.slice(best, -1, 1, 2))
-    wanted = g.op("ReduceMax", ahead, g.constant([0, 1]), keepdims=0)
-    chosen = g.op("NonZero", g.op("GreaterOrEqual", wanted, g.constant(0.0)))
+    # Row by row: a maximum over rows would keep the nan of one.
+    wanted = g.cast(g.op("GreaterOrEqual", ahead, g.constant(0.0)), "int32")
+    chosen = g.op("NonZero", g.op("ReduceMax", wanted, g.constant([0, 1]), keepdims=0))
     tokens = g.op("Squeeze", chosen, g.constant([0]))
     chosen_rows = g.cast(g.op("Gather", _rows(g, name, lambda: weight().T), tokens, axis=0), g.activations)
     exact = g.op("MatMul", x, g.transpose(chosen_rows, [1, 0]))

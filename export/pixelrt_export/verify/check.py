@@ -24,10 +24,11 @@ from functools import partial
 import numpy as np
 from pixelrt.bundle import Bundle
 from pixelrt.engine import Engine
+from pixelrt.engine_ort import SHORTLIST
 from pixelrt.recording import Call
 
-from pixelrt_export.sink import SHORTLIST
 from pixelrt_export.verify.comparison import (
+    BEST_LIMIT,
     LAYER_LIMITS,
     MASKS_LIMIT,
     PICTURE_LIMIT,
@@ -52,6 +53,11 @@ LANGUAGE_GRAPHS = {
 }
 # Questions whose states after every layer are kept, S x H x layers x 4 bytes each: 180 MB at 7B.
 TRACED = 2
+
+
+def two_best(logits: np.ndarray) -> np.ndarray:
+    """(B, R, V) -> (B, R, 2), the largest first."""
+    return np.sort(np.partition(logits, -2, axis=-1)[..., -2:], axis=-1)[..., ::-1]
 
 
 def batch_of(size: int) -> int:
@@ -100,6 +106,9 @@ class Check:
         self.precision: dict[str, str] = bundle.manifest["precision"]
         self.findings: list[Finding] = []
         self._listen = listen
+        self._best: dict[
+            tuple[int, str], np.ndarray
+        ] = {}  # question, way of reading -> `two_best` of `language`
 
     def __call__(self, records: Sequence[Question]) -> Outcome:
         asked = self._answers(records)
@@ -225,6 +234,11 @@ class Check:
         for number, (one, out) in enumerate(zip(asked, each(engine, read, asked, tell), strict=True)):
             for how, found in out.items():
                 self._compare("language", found, one.head, limit, number, how + what)
+                if name == "language" and SHORTLIST in self.subject.bundle.manifest["graphs"]:
+                    self._best[number, how] = two_best(found["logits"])
+                elif name == SHORTLIST:
+                    best, wanted = two_best(found["logits"]), self._best[number, how]
+                    self._record("language", f"the two best{how}{what}", best, wanted, BEST_LIMIT, number)
         # Keys and values of every layer, in and out.
         layers = len(self._places("language"))
         batch = [one.reading for one in asked[: batch_of(4 * layers * max(x.nbytes for x in states))]]

@@ -99,10 +99,11 @@ def stored_bytes(model: onnx.ModelProto) -> int:
 
 
 def largest_widened(model: onnx.ModelProto) -> int:
-    """Bytes of the largest tensor in 16 bits of the weight file, which a Cast follows."""
+    """Bytes of the largest tensor in 16 bits that is cast to 32."""
+    cast = {value for node in model.graph.node if node.op_type == "Cast" for value in node.input}
     sizes = [
         2 * math.prod(tensor.dims)
         for tensor in model.graph.initializer
-        if tensor.data_type == onnx.TensorProto.FLOAT16 and tensor.data_location == onnx.TensorProto.EXTERNAL
+        if tensor.data_type == onnx.TensorProto.FLOAT16 and tensor.name in cast
     ]
     return max(sizes, default=0)

@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 from pixelrt.bundle import Bundle, GraphFile
 from pixelrt.engine import Array, HostMemory
+from pixelrt.engine_ort import SHORTLIST
 from pixelrt.recording import Call, Recording, plain
 from pixelrt.segmenter import open_bundle
 
-from pixelrt_export.sink import SHORTLIST
 from pixelrt_export.verify.comparison import (
     MASKS_LIMIT,
     PICTURE_LIMIT,

@@ -16,6 +16,7 @@ import numpy as np
 import onnx
 from onnx import helper
 from pixelrt.bundle import Bundle
+from pixelrt.engine_ort import SHORTLIST
 
 from pixelrt_export.checkpoint import Checkpoint
 from pixelrt_export.families import family_of
@@ -24,7 +25,7 @@ from pixelrt_export.model_config import LanguageConfig
 from pixelrt_export.quantize.nf4 import dequantise
 from pixelrt_export.quantize.plan import Model, Settings
 from pixelrt_export.quantize.shortlist import MIDDLE
-from pixelrt_export.sink import ACTIVATIONS, SHORTLIST, WEIGHTS, Sink
+from pixelrt_export.sink import ACTIVATIONS, WEIGHTS, Sink
 from pixelrt_export.verify.comparison import STORED_LIMITS, TILE_LIMITS, Finding, cosine, relative_error
 from pixelrt_export.weight_file import Slot, unpacked
 
@@ -76,8 +77,9 @@ class ComparingWeights:
 
     def put(self, name: str, dtype: str, make: Callable[[], np.ndarray]) -> Slot:
         wanted = make()
-        if name not in self.seen:
-            self.seen.add(name)
+        plain = name.removesuffix(".rows") + ".weight" if name.endswith(".rows") else name
+        if plain not in self.seen:
+            self.seen.add(plain)
             form, found = self._read(name, wanted.shape)
             self._compare(name, form, found, wanted)
             self.progress("tensors compared", len(self.seen), self.total)
@@ -101,7 +103,7 @@ class ComparingWeights:
             if f"{name}.{kind}" in self.places and scale in self.places:
                 values, scales = self._array(f"{name}.{kind}"), self._array(scale).astype(np.float32)
                 if kind == "uint8":
-                    values = values.astype(np.int16) - MIDDLE
+                    values = (values ^ MIDDLE).view(np.int8)
                 if scales.ndim == 2:
                     scales = np.repeat(scales, len(values) // len(scales), axis=0)
                 return form, values * scales
@@ -161,7 +163,7 @@ class ComparingSink(Sink):
         self.weights.stage = stage
         build(Graph(name, self.weights, activations="float32", storage="float32", opset=opset))
 
-    def shortlists(self, config: LanguageConfig) -> bool:
+    def has_shortlist(self, config: LanguageConfig) -> bool:
         return SHORTLIST in self.bundle.manifest["graphs"]
 
     def text(self, name: str, text: str) -> None:

@@ -25,8 +25,8 @@ from pixelrt_export.verify.pieces import Piece, largest_widened, model_of, piece
 T, R = TypeVar("T"), TypeVar("R")
 # Bytes on disk up to which a graph is opened as a whole; in memory, in fp32, it takes two to three times that.
 WHOLE = 1 << 28
-# Bytes of a tensor up to which it may be widened when its piece is opened, which takes four times as much for a moment:
-# the widened one, and that repacked.
+# Bytes of a tensor in 16 bits up to which it may be widened when its piece is opened: that takes four times as much
+# for a moment, the widened one and that repacked.
 WIDENED = 1 << 26
 # Caches of several questions, and how many tokens one of them is taken to have: 330 MB each at 7B.
 CACHES, POSITIONS = 7 << 27, 320

@@ -135,7 +135,7 @@ def write_bundle(checkpoint: Checkpoint, sink: Sink) -> None:
             "language",
             OPSETS[cache],
             partial(language, cache=cache, shortlist=shortlist),
-            ["float32"] if shortlist else ACTIVATIONS,
+            activations=["float32"] if shortlist else ACTIVATIONS,
             cache=cache,
         )
     sink.graph(

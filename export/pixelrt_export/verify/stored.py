@@ -8,7 +8,7 @@ of them, does not; what the tensors are used for is seen by the other comparison
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -25,7 +25,7 @@ from pixelrt_export.model_config import LanguageConfig
 from pixelrt_export.quantize.nf4 import dequantise
 from pixelrt_export.quantize.plan import Model, Settings
 from pixelrt_export.quantize.shortlist import MIDDLE
-from pixelrt_export.sink import ACTIVATIONS, WEIGHTS, Sink
+from pixelrt_export.sink import WEIGHTS, Sink
 from pixelrt_export.verify.comparison import STORED_LIMITS, TILE_LIMITS, Finding, cosine, relative_error
 from pixelrt_export.weight_file import Slot, unpacked
 
@@ -152,13 +152,7 @@ class ComparingSink(Sink):
         pass
 
     def graph(
-        self,
-        name: str,
-        stage: str,
-        opset: int,
-        build: Callable[[Graph], None],
-        activations: Iterable[str] = ACTIVATIONS,
-        **about: str,
+        self, name: str, stage: str, opset: int, build: Callable[[Graph], None], **about: object
     ) -> None:
         self.weights.stage = stage
         build(Graph(name, self.weights, activations="float32", storage="float32", opset=opset))

@@ -90,14 +90,14 @@ def bands(weight: np.ndarray) -> Iterator[tuple[slice, np.ndarray]]:
 
 def whole_product(g: Graph, x: str, name: str, weight: Make) -> str:
     """x (B, R, H) times a head (H, V) that is stored token by token, and not turned round: that would be a copy."""
-    rows = _rows(g, name, weight)
+    rows = _rows(g, name, lambda: weight().T)
     wide = rows if g.storage == g.activations else g.cast(rows, g.activations)
     return g.transpose(g.op("MatMul", wide, g.transpose(x, [0, 2, 1])), [0, 2, 1])
 
 
 def _rows(g: Graph, name: str, weight: Make) -> str:
-    """(V, H): a token's values lie in one or two pages of the file, and not each in another."""
-    return g.stored(f"{name}.rows", g.storage, lambda: weight().T)
+    """The head (V, H): a token's values lie in one or two pages of the file, and not each in another."""
+    return g.stored(f"{name}.rows", g.storage, weight)
 
 
 def shortlist_logits(g: Graph, x: str, name: str, weight: Make) -> str:
@@ -112,7 +112,7 @@ def shortlist_logits(g: Graph, x: str, name: str, weight: Make) -> str:
     wanted = g.cast(g.op("GreaterOrEqual", ahead, g.constant(0.0)), "int32")
     chosen = g.op("NonZero", g.op("ReduceMax", wanted, g.constant([0, 1]), keepdims=0))
     tokens = g.op("Squeeze", chosen, g.constant([0]))
-    chosen_rows = g.cast(g.op("Gather", _rows(g, name, lambda: weight().T), tokens, axis=0), g.activations)
+    chosen_rows = g.cast(g.op("Gather", _rows(g, name, weight), tokens, axis=0), g.activations)
     exact = g.op("MatMul", x, g.transpose(chosen_rows, [1, 0]))
     places = g.op("Expand", tokens, g.op("Shape", exact))
     return str(g.op("ScatterElements", near, places, exact, axis=-1))

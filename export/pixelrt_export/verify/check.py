@@ -106,9 +106,8 @@ class Check:
         self.precision: dict[str, str] = bundle.manifest["precision"]
         self.findings: list[Finding] = []
         self._listen = listen
-        self._best: dict[
-            tuple[int, str], np.ndarray
-        ] = {}  # question, way of reading -> `two_best` of `language`
+        # Question, way of reading -> `two_best` of `language`.
+        self._best: dict[tuple[int, str], np.ndarray] = {}
 
     def __call__(self, records: Sequence[Question]) -> Outcome:
         asked = self._answers(records)

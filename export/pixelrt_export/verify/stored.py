@@ -77,6 +77,7 @@ class ComparingWeights:
 
     def put(self, name: str, dtype: str, make: Callable[[], np.ndarray]) -> Slot:
         wanted = make()
+        # A head stored token by token is asked for as such, and as a weight.
         plain = name.removesuffix(".rows") + ".weight" if name.endswith(".rows") else name
         if plain not in self.seen:
             self.seen.add(plain)

@@ -5,10 +5,10 @@
 Runs unattended, and goes on where it was when it is stopped and started again with the same SCRATCH and options: each
 stage is written down when it ends, and an export that was stopped resumes. SCRATCH needs 20 GB of disk for 7b and
 36 GB for 13b; the checkpoint is deleted when nothing needs it any more (--keep keeps it). --layers cuts the language
-model's depth. --block: of int4; 32, which export takes by default, needs more memory than 8 GB
-for 7b's answer. --nearest rounds to nearest steps, without pictures. --gate checks the bundle on the calibration
-pictures; it runs the bundle, and so needs the bundle's memory. The checkpoint is random_checkpoint.py's, whose lm_head
-is fitted so that the answer holds one target.
+model's depth. --block: of int4; 32, which export takes by default, needs about 8 GB of memory for 7b's answer
+(extrapolated). --nearest rounds to nearest steps, without pictures. --gate checks the bundle on the calibration
+pictures, a layer at a time; with two questions that takes 7b most of an hour. The checkpoint is random_checkpoint.py's,
+whose lm_head is fitted so that the answer holds one target.
 
 Each stage runs in a process of its own. Memory is the largest anonymous memory of that process, sampled every 20 ms;
 files that are only mapped do not count. Written: bytes given to write().
